@@ -1,0 +1,1 @@
+"""Data + model + loss + metric + targets + budget, one workload per file."""

@@ -1,0 +1,1 @@
+"""Streams: seeded, resumable iterables of Batch, and the sources they draw from."""

@@ -1,0 +1,1 @@
+"""(outputs, targets) -> loss per example, one file each."""

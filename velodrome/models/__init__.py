@@ -1,0 +1,1 @@
+"""What is trained: small readable networks, one file each."""
