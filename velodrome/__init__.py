@@ -1,1 +1,1 @@
-"""Velodrome: a track for the algorithms that train neural networks. Version 0.1.0."""
+"""Velodrome: a track for the algorithms that train neural networks."""
