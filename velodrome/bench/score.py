@@ -1,0 +1,320 @@
+"""Score: rows of trials -> speed-up over a reference, with an interval that covers, and a summary per algorithm and workload.
+
+The score depends on the reference and the algorithm alone, never on who else entered (unlike performance profiles relative to the fastest
+entrant, Dahl et al. 2023, https://arxiv.org/abs/2306.07179). Bootstrap of grouped data: Davison and Hinkley 1997, "Bootstrap Methods and
+their Application", section 3.8. Why plain percentiles are too narrow for few data: Hesterberg 2014, https://arxiv.org/abs/1411.5279.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from math import exp, isfinite, log
+from typing import Any
+
+import numpy as np
+
+RESAMPLE_WORKLOADS_FROM = 5
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run: cost on every axis at the hit, or the budget where it missed (`reached` False); `final` is the last validation metric.
+
+    `at_start` marks a target met before any update (see `hitting.Hit`): such a trial carries no information about speed.
+    """
+
+    workload: str
+    algorithm: str
+    seed: int
+    reached: bool
+    cost: Mapping[str, float]
+    final: float | None = None
+    at_start: bool = False
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """How many times faster than the reference, on one workload or (`workload` None) as the geometric mean over all of them.
+
+    `bound` is "" for a plain number, "<" for an upper bound (the algorithm missed in some pair: its cost is at least the budget), ">" for a
+    lower bound (the reference missed), "?" for both. The end of the interval that censoring leaves open is None, and so is `p_faster`,
+    the probability that the speed-up exceeds 1. `pairs` were used; `both_missed`, `unpaired` (a seed without partner) and `unusable`
+    (no cost on this axis, or target met before training) were left out and are counted here.
+    """
+
+    algorithm: str
+    workload: str | None
+    speedup: float | None
+    low: float | None
+    high: float | None
+    p_faster: float | None
+    bound: str
+    verdict: str
+    pairs: int
+    hits: int
+    trials: int
+    reference_hits: int
+    reference_trials: int
+    both_missed: int
+    unpaired: int
+    unusable: int
+
+
+@dataclass(frozen=True)
+class Score:
+    """Speed-ups per algorithm and workload (`cells`) and over workloads (`overall`), and how they were computed.
+
+    `scope` says whom the overall interval speaks about: "these workloads" (only seeds are resampled), or "workloads like these" (there are
+    at least five, and workloads are resampled too). `silent` lists, per algorithm, workloads without a single informative pair.
+    """
+
+    reference: str
+    axis: str
+    level: float
+    resamples: int
+    seed: int
+    scope: str
+    cells: tuple[Speedup, ...]
+    overall: tuple[Speedup, ...]
+    silent: dict[str, list[str]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The score as dictionaries, lists, strings and numbers; a missing number is None."""
+        return asdict(self)
+
+
+def speedups(
+    trials: Iterable[Trial],
+    reference: str = "adamw",
+    axis: str = "seconds",
+    *,
+    level: float = 0.95,
+    resamples: int = 20_000,
+    seed: int = 0,
+) -> Score:
+    r"""Paired speed-ups $\exp \overline{\log(c_\mathrm{ref} / c_\mathrm{alg})}$ on one cost axis, with `level` intervals from `resample`.
+
+    Runs are paired by workload and seed (same initial weights and data order). A miss enters at its budget, which makes the ratio a bound;
+    a pair in which both missed says nothing and is left out. Overall: the unweighted geometric mean over workloads.
+
+    ValueError for an absent reference, a repeated (workload, algorithm, seed), or an axis that no trial has.
+    """
+    trials = list(trials)
+    table = _index(trials, reference, axis)
+    workloads = sorted({t.workload for t in trials})
+    algorithms = [a for a in dict.fromkeys(t.algorithm for t in trials) if a != reference]
+    scope = "workloads like these" if len(workloads) >= RESAMPLE_WORKLOADS_FROM else "these workloads"
+    cells: list[Speedup] = []
+    overall: list[Speedup] = []
+    silent: dict[str, list[str]] = {}
+    for algorithm in algorithms:
+        pairs = {w: _Pairs.of(table[w, algorithm], table[w, reference], axis) for w in workloads}
+        told = {w: p for w, p in pairs.items() if p.logs}
+        if len(told) < len(pairs):
+            silent[algorithm] = [w for w in pairs if w not in told]
+        for w, p in pairs.items():
+            cells.append(_estimate(algorithm, w, [p], [p], level, resamples, seed))
+        overall.append(_estimate(algorithm, None, list(told.values()), list(pairs.values()), level, resamples, seed))
+    return Score(reference, axis, level, resamples, seed, scope, tuple(cells), tuple(overall), silent)
+
+
+def resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
+    r"""Draws [resamples] of the mean over groups of each group's mean: a hierarchical bootstrap with a small-sample correction.
+
+    Fewer than five groups (workloads): values are resampled within each group. Five or more: groups are resampled, each with its values as
+    they are, because resampling inside them again counts the spread between seeds twice (Davison and Hinkley, section 3.8; measured here:
+    99 % coverage instead of 95 %). Each resampled deviation $d$ of $n$ values is widened to $d \sqrt{n/(n-1)} \sqrt{(n-1)/\chi^2_{n-1}}$ with a
+    fresh $\chi^2$: the first factor undoes the bootstrap's bias in the spread, the second is the uncertainty of a spread estimated from $n$
+    values. On normal data this is Student's t. None where one group has a single value: its spread is unknown.
+
+    Coverage of the 95 % interval, 2,000 simulated races per entry (standard error 0.5 %), 1,000 draws each. Spreads differ
+    threefold between workloads; with 8, effects vary between workloads and the truth is their population's mean.
+
+    =========  =====  ======  =====  ===========  =================
+    workloads  pairs  normal  t(3)   exponential  plain percentiles
+    =========  =====  ======  =====  ===========  =================
+    1          2      93.2    95.0   91.2         49.6
+    1          3      94.9    95.9   88.3         75.2
+    1          5      95.0    95.8   89.3         82.5
+    1          10     95.2    94.8   90.0         90.3
+    2          2      99.2    99.3   97.0         62.9
+    2          3      98.2    98.9   94.8         78.1
+    2          5      95.8    97.7   92.2         85.2
+    2          10     95.7    94.6   92.4         90.2
+    8          2      94.2    95.5   95.0         63.1
+    8          3      94.7    94.8   94.2         69.5
+    8          5      94.7    95.0   94.6         63.2
+    8          10     95.2    94.7   94.3         57.0
+    =========  =====  ======  =====  ===========  =================
+
+    So: right or cautious for symmetric noise (two pairs on one workload: 93 %); for strongly skewed log ratios (exponential) a single
+    workload covers 88-91 %, for so few data do not show their skew. The last column is what the correction is for: percentiles of means
+    resampled within workloads, uncorrected, under normal noise.
+    """
+    if not groups or (len(groups) < RESAMPLE_WORKLOADS_FROM and min(len(g) for g in groups) < 2):
+        return None
+    means = np.array([g.mean() for g in groups])
+    if len(groups) >= RESAMPLE_WORKLOADS_FROM:
+        return means.mean() + _deviations(means, resamples, rng)
+    return means.mean() + np.sum([_deviations(g, resamples, rng) for g in groups], axis=0) / len(groups)
+
+
+def _deviations(x: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    n = len(x)
+    deviation = x[rng.integers(0, n, (resamples, n))].mean(axis=1) - x.mean()
+    deviation[np.abs(deviation) < 1e-13 * np.abs(x).max()] = 0.0  # equal values average to themselves only up to rounding
+    return deviation * np.sqrt(n / rng.chisquare(n - 1, resamples))  # sqrt(n/(n-1)) * sqrt((n-1)/chi2)
+
+
+@dataclass
+class _Pairs:
+    """Informative pairs of one cell, and what was left out."""
+
+    logs: list[float]
+    hits: int = 0
+    trials: int = 0
+    reference_hits: int = 0
+    reference_trials: int = 0
+    both_missed: int = 0
+    unpaired: int = 0
+    unusable: int = 0
+    upper: bool = False  # some pair is only an upper bound
+    lower: bool = False
+
+    @classmethod
+    def of(cls, ours: dict[int, Trial], theirs: dict[int, Trial], axis: str) -> "_Pairs":
+        p = cls([], sum(t.reached for t in ours.values()), len(ours), sum(t.reached for t in theirs.values()), len(theirs))
+        p.unpaired = len(ours.keys() ^ theirs.keys())
+        for seed in sorted(ours.keys() & theirs.keys()):
+            a, b = ours[seed], theirs[seed]
+            if not (a.reached or b.reached):
+                p.both_missed += 1
+                continue
+            # A miss without a usable cost still forbids the claim that its algorithm was faster.
+            p.upper |= not a.reached
+            p.lower |= not b.reached
+            cost_a, cost_b = a.cost.get(axis, 0.0), b.cost.get(axis, 0.0)
+            if a.at_start or b.at_start or not (0 < cost_a < np.inf and 0 < cost_b < np.inf):
+                p.unusable += 1
+            else:
+                p.logs.append(log(cost_b / cost_a))
+        return p
+
+
+def _estimate(
+    algorithm: str, workload: str | None, told: list[_Pairs], every: list[_Pairs], level: float, resamples: int, seed: int
+) -> Speedup:
+    groups = [np.array(p.logs) for p in told if p.logs]
+    upper, lower = any(p.upper for p in every), any(p.lower for p in every)
+    bound = "?" if upper and lower else "<" if upper else ">" if lower else ""
+    draws = resample(groups, resamples, np.random.default_rng(seed))  # the same for every cell: no entrant changes another's interval
+    low = high = p_faster = None
+    if draws is not None:
+        ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+        low = None if upper else exp(ends[0])
+        high = None if lower else exp(ends[1])
+        p_faster = None if bound else float((draws > 0).mean() + (draws == 0).mean() / 2)
+    counts = {
+        name: sum(getattr(p, name) for p in every)
+        for name in ("hits", "trials", "reference_hits", "reference_trials", "both_missed", "unpaired", "unusable")
+    }
+    return Speedup(
+        algorithm=algorithm,
+        workload=workload,
+        speedup=exp(float(np.mean([g.mean() for g in groups]))) if groups else None,
+        low=low,
+        high=high,
+        p_faster=p_faster,
+        bound=bound,
+        verdict=_verdict(low, high, known=draws is not None, pairs=sum(map(len, groups))),
+        pairs=sum(map(len, groups)),
+        **counts,
+    )
+
+
+def _verdict(low: float | None, high: float | None, known: bool, pairs: int) -> str:
+    if not known:
+        return "needs ≥ 2 seeds" if pairs else "no pair reached the target"
+    if low is not None and low > 1:
+        return "faster"
+    if high is not None and high < 1:
+        return "slower"
+    return "not separable at this scale"
+
+
+def _index(trials: list[Trial], reference: str, axis: str) -> dict[tuple[str, str], dict[int, Trial]]:
+    table: dict[tuple[str, str], dict[int, Trial]] = defaultdict(dict)
+    for t in trials:
+        cell = table[t.workload, t.algorithm]
+        if t.seed in cell:
+            raise ValueError(f"{t.algorithm} on {t.workload} has seed {t.seed} twice: give every (workload, algorithm, seed) once.")
+        cell[t.seed] = t
+    algorithms = sorted({t.algorithm for t in trials})
+    if reference not in algorithms:
+        raise ValueError(f"the reference {reference!r} is not among the algorithms {algorithms}: race it too, or name another reference.")
+    if not any(axis in t.cost for t in trials):
+        raise ValueError(f"no trial has a cost {axis!r}; known axes: {sorted({a for t in trials for a in t.cost})}.")
+    return table
+
+
+@dataclass(frozen=True)
+class Range:
+    """Median and extremes of a cost to target over seeds; a miss counts as larger than every hit.
+
+    `median_is_bound` and `high_is_bound` say that the number is the budget of a miss, so that the true value is at least that.
+    """
+
+    median: float
+    low: float
+    high: float
+    median_is_bound: bool = False
+    high_is_bound: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One algorithm on one workload: hits out of trials, costs to target by axis, and the final metric's mean and standard deviation (n - 1).
+
+    None means missing: no seed ended with a finite metric, or there is one only and so no standard deviation.
+    """
+
+    workload: str
+    algorithm: str
+    hits: int
+    trials: int
+    cost: dict[str, Range]
+    final_mean: float | None
+    final_sd: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as dictionaries, strings and numbers; a missing number is None."""
+        return asdict(self)
+
+
+def summary(trials: Iterable[Trial]) -> list[Row]:
+    """One row per algorithm and workload, in order of first appearance: what each needed to reach the target, and where it ended."""
+    cells: dict[tuple[str, str], list[Trial]] = defaultdict(list)
+    for t in trials:
+        cells[t.workload, t.algorithm].append(t)
+    return [_row(cell) for cell in cells.values()]
+
+
+def _row(cell: list[Trial]) -> Row:
+    finals = np.array([t.final for t in cell if t.final is not None and isfinite(t.final)])
+    known = {axis: max(t.cost[axis] for t in cell if axis in t.cost) for axis in dict.fromkeys(a for t in cell for a in t.cost)}
+    return Row(
+        workload=cell[0].workload,
+        algorithm=cell[0].algorithm,
+        hits=sum(t.reached for t in cell),
+        trials=len(cell),
+        cost={axis: _range([(not t.reached, t.cost.get(axis, most)) for t in cell]) for axis, most in known.items()},
+        final_mean=float(finals.mean()) if len(finals) else None,
+        final_sd=float(finals.std(ddof=1)) if len(finals) > 1 else None,
+    )
+
+
+def _range(costs: list[tuple[bool, float]]) -> Range:
+    order = sorted(costs)
+    middle = order[(len(order) - 1) // 2], order[len(order) // 2]
+    missed = any(m for m, _ in middle)
+    return Range((middle[0][1] + middle[1][1]) / 2, order[0][1], max(c for _, c in order), missed, order[-1][0])
