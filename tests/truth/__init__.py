@@ -1,0 +1,1 @@
+"""Truth tests: closed forms, transcriptions and independent libraries."""

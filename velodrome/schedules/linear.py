@@ -1,0 +1,33 @@
+"""Linear decay after an optional linear warm-up (Defazio et al. 2023, https://arxiv.org/abs/2310.07831: the best of the classical decays)."""
+
+from dataclasses import dataclass
+
+from velodrome.schedules._common import check_decay, check_step, progress, ramp
+
+
+@dataclass(frozen=True)
+class Linear:
+    r"""$\eta(t) = \eta\,(f + (1-f)(1-u))$ with $u = (t-W)/(T-W)$ after $W$ steps of warm-up, $\eta\,(t+1)/W$."""
+
+    lr: float
+    steps: int
+    warmup: int
+    floor: float
+
+    def __post_init__(self) -> None:
+        check_decay(self.lr, self.steps, self.warmup, self.floor)
+
+    def __call__(self, t: int) -> float:
+        """The rate at step t, counted from 0."""
+        check_step(t)
+        u = progress(t, self.warmup, self.steps)
+        return self.lr * ramp(t, self.warmup) * (self.floor + (1 - self.floor) * (1 - u))
+
+
+def linear(lr: float, steps: int, *, warmup: int = 0, floor: float = 0.0) -> Linear:
+    """From `lr` down to `floor * lr` in a straight line over `steps` updates, the first `warmup` of them rising.
+
+    t = 0 gives lr/warmup (lr without warm-up); t = steps - 1 gives lr (floor + (1 - floor)/(steps - warmup)): the floor itself is reached at
+    t = steps, after the run. ValueError for a negative or non-finite lr, a floor outside [0, 1], or warmup >= steps.
+    """
+    return Linear(lr, steps, warmup, floor)
