@@ -8,7 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from velodrome.bench.score import Trial, resample, speedups, summary
+from velodrome.bench.interval import resample
+from velodrome.bench.score import Trial, speedups, summary
 
 
 def race(logs, workload="w", algorithm="muon", base=10.0):
@@ -33,7 +34,7 @@ def test_overall_is_the_unweighted_geometric_mean_over_workloads():
     score = speedups(race([0.1, 0.3], "a") + race([0.5, 0.6, 0.7], "b"))
     (overall,) = score.overall
     assert overall.speedup == pytest.approx(np.exp((0.2 + 0.6) / 2), rel=1e-12)
-    assert (overall.workload, overall.pairs, score.scope) == (None, 5, "these workloads")
+    assert (overall.workload, overall.pairs, overall.scope) == (None, 5, "these workloads")
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
@@ -189,7 +190,7 @@ def test_a_miss_without_a_known_cost_still_forbids_the_claim_faster():
 def test_from_five_workloads_on_the_statement_is_about_workloads_like_these():
     trials = [t for i in range(5) for t in race([0.1 * i + 0.2], f"w{i}")]
     score = speedups(trials)
-    assert score.scope == "workloads like these"
+    assert score.overall[0].scope == "workloads like these"
     assert score.overall[0].low is not None, "workloads are resampled, so that one seed each is enough"
     assert all(c.verdict == "needs ≥ 2 seeds" for c in score.cells)
 
@@ -204,6 +205,7 @@ def test_the_score_is_json_with_null_for_what_is_missing():
     [
         (race([0.1]), {"reference": "sgd"}, "not among the algorithms"),
         (race([0.1]) + race([0.1]), {}, "twice"),
+        (race([0.1]), {"level": 95}, "0.95 for 95 %"),
         (race([0.1]), {"axis": "joules"}, "known axes: \\['seconds'\\]"),
     ],
 )

@@ -1,19 +1,18 @@
 """Score: rows of trials -> speed-up over a reference, with an interval that covers, and a summary per algorithm and workload.
 
 The score depends on the reference and the algorithm alone, never on who else entered (unlike performance profiles relative to the fastest
-entrant, Dahl et al. 2023, https://arxiv.org/abs/2306.07179). Bootstrap of grouped data: Davison and Hinkley 1997, "Bootstrap Methods and
-their Application", section 3.8. Why plain percentiles are too narrow for few data: Hesterberg 2014, https://arxiv.org/abs/1411.5279.
+entrant, Dahl et al. 2023, https://arxiv.org/abs/2306.07179). How the interval is computed, and how well it covers: `interval.py`.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import exp, isfinite, log
 from typing import Any
 
 import numpy as np
 
-RESAMPLE_WORKLOADS_FROM = 5
+from velodrome.bench.interval import RESAMPLE_WORKLOADS_FROM, resample
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Speedup:
     `bound` is "" for a plain number, "<" for an upper bound (the algorithm missed in some pair: its cost is at least the budget), ">" for a
     lower bound (the reference missed), "?" for both. The end of the interval that censoring leaves open is None, and so is `p_faster`,
     the probability that the speed-up exceeds 1. `pairs` were used; `both_missed`, `unpaired` (a seed without partner) and `unusable`
-    (no cost on this axis, or target met before training) were left out and are counted here.
+    (no cost on this axis, or target met before training) were left out and are counted here. `scope` says whom the interval speaks about:
+    "this workload", "these workloads" (only seeds were resampled), or "workloads like these" (five or more, and workloads were resampled).
     """
 
     algorithm: str
@@ -50,6 +50,7 @@ class Speedup:
     p_faster: float | None
     bound: str
     verdict: str
+    scope: str
     pairs: int
     hits: int
     trials: int
@@ -64,8 +65,7 @@ class Speedup:
 class Score:
     """Speed-ups per algorithm and workload (`cells`) and over workloads (`overall`), and how they were computed.
 
-    `scope` says whom the overall interval speaks about: "these workloads" (only seeds are resampled), or "workloads like these" (there are
-    at least five, and workloads are resampled too). `silent` lists, per algorithm, workloads without a single informative pair.
+    `silent` lists, per algorithm, the workloads without a single informative pair: `overall` does not speak about them.
     """
 
     reference: str
@@ -73,7 +73,6 @@ class Score:
     level: float
     resamples: int
     seed: int
-    scope: str
     cells: tuple[Speedup, ...]
     overall: tuple[Speedup, ...]
     silent: dict[str, list[str]] = field(default_factory=dict)
@@ -97,13 +96,14 @@ def speedups(
     Runs are paired by workload and seed (same initial weights and data order). A miss enters at its budget, which makes the ratio a bound;
     a pair in which both missed says nothing and is left out. Overall: the unweighted geometric mean over workloads.
 
-    ValueError for an absent reference, a repeated (workload, algorithm, seed), or an axis that no trial has.
+    ValueError for an absent reference, a repeated (workload, algorithm, seed), an axis that no trial has, or a level outside (0, 1).
     """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}: write 0.95 for 95 %.")
     trials = list(trials)
     table = _index(trials, reference, axis)
     workloads = sorted({t.workload for t in trials})
     algorithms = [a for a in dict.fromkeys(t.algorithm for t in trials) if a != reference]
-    scope = "workloads like these" if len(workloads) >= RESAMPLE_WORKLOADS_FROM else "these workloads"
     cells: list[Speedup] = []
     overall: list[Speedup] = []
     silent: dict[str, list[str]] = {}
@@ -115,55 +115,7 @@ def speedups(
         for w, p in pairs.items():
             cells.append(_estimate(algorithm, w, [p], [p], level, resamples, seed))
         overall.append(_estimate(algorithm, None, list(told.values()), list(pairs.values()), level, resamples, seed))
-    return Score(reference, axis, level, resamples, seed, scope, tuple(cells), tuple(overall), silent)
-
-
-def resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
-    r"""Draws [resamples] of the mean over groups of each group's mean: a hierarchical bootstrap with a small-sample correction.
-
-    Fewer than five groups (workloads): values are resampled within each group. Five or more: groups are resampled, each with its values as
-    they are, because resampling inside them again counts the spread between seeds twice (Davison and Hinkley, section 3.8; measured here:
-    99 % coverage instead of 95 %). Each resampled deviation $d$ of $n$ values is widened to $d \sqrt{n/(n-1)} \sqrt{(n-1)/\chi^2_{n-1}}$ with a
-    fresh $\chi^2$: the first factor undoes the bootstrap's bias in the spread, the second is the uncertainty of a spread estimated from $n$
-    values. On normal data this is Student's t. None where one group has a single value: its spread is unknown.
-
-    Coverage of the 95 % interval, 2,000 simulated races per entry (standard error 0.5 %), 1,000 draws each. Spreads differ
-    threefold between workloads; with 8, effects vary between workloads and the truth is their population's mean.
-
-    =========  =====  ======  =====  ===========  =================
-    workloads  pairs  normal  t(3)   exponential  plain percentiles
-    =========  =====  ======  =====  ===========  =================
-    1          2      93.2    95.0   91.2         49.6
-    1          3      94.9    95.9   88.3         75.2
-    1          5      95.0    95.8   89.3         82.5
-    1          10     95.2    94.8   90.0         90.3
-    2          2      99.2    99.3   97.0         62.9
-    2          3      98.2    98.9   94.8         78.1
-    2          5      95.8    97.7   92.2         85.2
-    2          10     95.7    94.6   92.4         90.2
-    8          2      94.2    95.5   95.0         63.1
-    8          3      94.7    94.8   94.2         69.5
-    8          5      94.7    95.0   94.6         63.2
-    8          10     95.2    94.7   94.3         57.0
-    =========  =====  ======  =====  ===========  =================
-
-    So: right or cautious for symmetric noise (two pairs on one workload: 93 %); for strongly skewed log ratios (exponential) a single
-    workload covers 88-91 %, for so few data do not show their skew. The last column is what the correction is for: percentiles of means
-    resampled within workloads, uncorrected, under normal noise.
-    """
-    if not groups or (len(groups) < RESAMPLE_WORKLOADS_FROM and min(len(g) for g in groups) < 2):
-        return None
-    means = np.array([g.mean() for g in groups])
-    if len(groups) >= RESAMPLE_WORKLOADS_FROM:
-        return means.mean() + _deviations(means, resamples, rng)
-    return means.mean() + np.sum([_deviations(g, resamples, rng) for g in groups], axis=0) / len(groups)
-
-
-def _deviations(x: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    n = len(x)
-    deviation = x[rng.integers(0, n, (resamples, n))].mean(axis=1) - x.mean()
-    deviation[np.abs(deviation) < 1e-13 * np.abs(x).max()] = 0.0  # equal values average to themselves only up to rounding
-    return deviation * np.sqrt(n / rng.chisquare(n - 1, resamples))  # sqrt(n/(n-1)) * sqrt((n-1)/chi2)
+    return Score(reference, axis, level, resamples, seed, tuple(cells), tuple(overall), silent)
 
 
 @dataclass
@@ -227,6 +179,7 @@ def _estimate(
         p_faster=p_faster,
         bound=bound,
         verdict=_verdict(low, high, known=draws is not None, pairs=sum(map(len, groups))),
+        scope="this workload" if workload else "workloads like these" if len(groups) >= RESAMPLE_WORKLOADS_FROM else "these workloads",
         pairs=sum(map(len, groups)),
         **counts,
     )
