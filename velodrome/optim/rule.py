@@ -7,6 +7,7 @@ rules after it displacements. A rule never writes to `u`, `p` or `state`; it ret
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 State = dict[str, Any]
@@ -59,3 +60,8 @@ def check_betas(betas: object, count: int = 2) -> None:
 def is_number(x: object) -> bool:
     """A finite int or float that is not a bool."""
     return isinstance(x, int | float) and not isinstance(x, bool) and x == x and abs(x) != float("inf")
+
+
+def moment(p: Tensor) -> Tensor:
+    """Zeros like `p`, but in float32 at least: a bfloat16 moment with beta = 0.999 stops moving (1 + 2^-8 rounds away)."""
+    return torch.zeros_like(p, dtype=p.dtype if p.element_size() >= 4 else torch.float32)
