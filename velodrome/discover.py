@@ -1,0 +1,44 @@
+"""What there is, found by path: the source tree is the registry. Reads syntax, not modules, so listing needs no torch and runs no code."""
+
+import ast
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+ROOMS = ("data", "models", "losses", "gradients", "optim", "schedules", "recipes", "bench/workloads")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One public class or function: where it is imported from, the first sentence of its docstring, and its file's title and source."""
+
+    room: str
+    module: str
+    name: str
+    summary: str
+    title: str
+    url: str | None
+
+
+def entries(room: str) -> list[Entry]:
+    """Everything public in a room's files, in the order of file and line; a name is public if it has a docstring and no underscore."""
+    found = []
+    for path in sorted((PACKAGE / room).rglob("*.py")):
+        if path.name == "__init__.py":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        doc = ast.get_docstring(tree) or ""
+        url = re.search(r"https?://[^\s)>,;]+", doc)
+        module = ".".join(["velodrome", *path.relative_to(PACKAGE).with_suffix("").parts])
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                summary = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
+                found.append(Entry(room, module, node.name, summary, title(doc), url and url.group().rstrip(".")))
+    return found
+
+
+def title(doc: str) -> str:
+    """The first line of a module's docstring without its link and brackets' rest."""
+    line = re.sub(r",?\s*https?://[^\s)>,;]+", "", doc.split("\n")[0])
+    return line.replace("()", "").strip().rstrip(".")
