@@ -35,7 +35,8 @@ def accumulate(gradient: Gradient, parts: int) -> Accumulate:
     r"""`gradient` over `parts` micro-batches: $\nabla L = \sum_i \frac{n_i}{n} \nabla L_i$, the mean over all examples, as is the returned loss.
 
     The parts differ by at most one example where `parts` does not divide the batch; a batch with fewer examples than parts is split into single
-    examples. `gradient` is any callable `(batch, weight=...)`, such as `backward(model, loss)`; examples are weighted equally, whatever their number of tokens.
+    examples. `gradient` is any callable `(batch, weight=...)`, such as `backward(model, loss)`; examples are weighted equally,
+    whatever their number of tokens.
 
     A model with BatchNorm sees the statistics of a part instead of those of the batch, and updates its running statistics once a part: there the
     result is not the full batch's gradient. ValueError if parts is below one.

@@ -16,8 +16,8 @@ class Backward:
     """See `backward`, which builds it; a `Gradient`."""
 
     def __init__(self, model: nn.Module, loss: Loss, autocast: torch.dtype | None, compiled: bool) -> None:
-        self.model, self.loss, self.autocast = model, loss, autocast
-        self._mean: Callable[[Tensor, Tensor], Tensor] | None = torch.compile(self.mean_loss) if compiled else None
+        self.model, self.loss, self.autocast, self.compiled = model, loss, autocast, compiled
+        self._mean: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def mean_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         """The loss that is differentiated, with its graph: the mean over the examples, a 0-d tensor."""
@@ -33,15 +33,16 @@ class Backward:
 
     def __call__(self, batch: Batch, *, weight: float = 1.0) -> Tensor:
         """Add `weight` times the gradient of the batch's mean loss to `.grad`; the mean loss, detached."""
-        if self._mean is None:
+        if not self.compiled:
             return step(self.mean_loss, batch, weight)
         try:
+            self._mean = self._mean or torch.compile(self.mean_loss)
             return step(self._mean, batch, weight)
         except torch.OutOfMemoryError:
             raise  # no failure of the compiler, and gradients may be half written
         except Exception as error:  # compilers fail in many ways; if the eager pass fails too, its error is the user's
             mean = step(self.mean_loss, batch, weight)
-            self._mean = None
+            self.compiled, self._mean = False, None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(f"torch.compile failed, going on without it: {reason}", RuntimeWarning, stacklevel=2)
             return mean
