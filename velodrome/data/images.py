@@ -19,7 +19,6 @@ from velodrome.data.decoding import Encoded, decoded
 from velodrome.data.hashing import digest, held_out
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
-SPLITS = {"train", "test", "validation", "valid", "val"}
 
 
 @dataclass(frozen=True)
@@ -59,28 +58,15 @@ def load(
         raise ValueError(f"resize must be a side in pixels or (height, width), got {resize!r}.")
     if not path.exists():
         raise ValueError(f"There is no file or folder {path}: give a folder of SPLIT-*.parquet files or one with a sub-folder per class.")
-    own = _own_splits(path)
-    if own and split is None and len(own) > 1:
-        raise ValueError(f"{path} has the splits {', '.join(sorted(own))}: say which, such as split={sorted(own)[-1]!r}.")
-    if own and split is not None and split not in own:
-        raise ValueError(f"{path} has the splits {', '.join(sorted(own))}, got split={split!r}: write split={sorted(own)[-1]!r}.")
-    if not own and split not in (None, "train", "validation"):
-        raise ValueError(f'{path} has no splits of its own and is cut into "train" and "validation", got split={split!r}.')
-    inputs, targets, classes = _read(path, split if own else None, image, label, mode, size)
+    parquet.check_split(path, split)
+    own = parquet.own_splits(path)
+    inputs, targets, classes = _read(path, (split or min(own)) if own else None, image, label, mode, size)
     if not own and split is not None:
         rows = held_out(targets.tolist(), holdout) == (split == "validation")
         inputs, targets = inputs[rows], targets[rows]
         if not len(targets):
             raise ValueError(f"{path} has one image per class, too few to hold some out for validation: leave split out to use them all.")
     return Images(inputs, targets, classes, digest(inputs, targets), f"images {path.name}" + (f", {split}" if split else ""))
-
-
-def _own_splits(path: Path) -> set[str]:
-    """Names of the splits that the data brings along; empty for one file and for a tree of classes."""
-    if path.is_file():
-        return set()
-    folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    return set(parquet.splits(path)) or (folders if folders <= SPLITS else set())
 
 
 def _read(
@@ -95,7 +81,7 @@ def _read(
     if path.is_file():
         raise ValueError(f"{path} is not a .parquet file: give one, or a folder.")
     tree, classes = _tree(path / split if split else path)
-    encoded = ((str(file), file.read_bytes(), target) for file, target in tree)
+    encoded = ((str(file), parquet.content(file), target) for file, target in tree)
     key = _key([file for file, _ in tree], *(f"{target}" for _, target in tree))
     return *decoded(key, encoded, len(tree), mode, size), classes
 
@@ -160,4 +146,4 @@ def _tree(root: Path) -> tuple[list[tuple[Path, int]], tuple[str, ...]]:
 
 def _key(files: list[Path], *options: str) -> str:
     """SHA-256 of the encoded files in order and of the options that choose what is read from them."""
-    return digest(*(hashlib.sha256(file.read_bytes()).hexdigest() for file in files), *options)
+    return digest(*(hashlib.sha256(parquet.content(file)).hexdigest() for file in files), *options)

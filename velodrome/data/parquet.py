@@ -1,4 +1,4 @@
-"""Parquet in the Hugging Face hub's layout: a folder of `SPLIT-00000-of-00002.parquet` shards (or the same under `data/`), or one file.
+"""What lies in a folder: parquet in the Hugging Face hub's layout, `SPLIT-00000-of-00002.parquet` (also under `data/`), or `train/` and `test/`.
 
 A damaged, empty or incomplete file is a ValueError that names it.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SHARD = re.compile(r"(?P<split>.+?)-(?P<index>\d+)-of-(?P<count>\d+)")
+SPLITS = {"train", "test", "validation", "valid", "val"}
 
 
 def pyarrow() -> Any:
@@ -35,18 +36,29 @@ def splits(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def own_splits(path: Path) -> set[str]:
+    """Names of the splits that the data brings along, as shards or as sub-folders; empty for one file and for anything else."""
+    if path.is_file():
+        return set()
+    folders = {entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    return set(splits(path)) or (folders if folders <= SPLITS else set())
+
+
+def check_split(path: Path, split: str | None) -> None:
+    """`split` must be one of the data's own (None will do if there is one only), or, where it has none, a part of what is cut here."""
+    own = own_splits(path)
+    if own and split not in own and not (split is None and len(own) == 1):
+        raise ValueError(f"{path} has the splits {', '.join(sorted(own))}, got split={split!r}: write split={sorted(own)[-1]!r}.")
+    if not own and split not in (None, "train", "validation"):
+        raise ValueError(f'{path} has no splits of its own and is cut into "train" and "validation", got split={split!r}.')
+
+
 def shards(path: Path, split: str | None) -> list[Path]:
-    """The parquet files that make up `split` of `path`: the file itself, or the shards in a folder; [] if there is no parquet at all."""
+    """The parquet files of a split that was checked (None: the only one), or the one file; [] if there is no parquet."""
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
     found = splits(path)
-    if not found:
-        return []
-    if split is None and len(found) == 1:
-        return next(iter(found.values()))
-    if split not in found:
-        raise ValueError(f"{path} has the splits {', '.join(sorted(found))}, got split={split!r}: write split={sorted(found)[-1]!r}.")
-    return found[split]
+    return found[split or min(found)] if found else []
 
 
 def schema(file: Path) -> Any:
@@ -82,6 +94,14 @@ def pieces(file: Path, names: list[str]) -> Iterator[tuple[int, Any]]:
                 yield row, piece
                 row += piece.num_rows
     except (pa.ArrowException, OSError) as error:
+        raise damaged(file, error) from None
+
+
+def content(file: Path) -> bytes:
+    """All bytes of a file; one that cannot be read is a ValueError."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
         raise damaged(file, error) from None
 
 

@@ -17,8 +17,6 @@ from velodrome.data import parquet
 from velodrome.data.hashing import check_fraction, digest
 from velodrome.data.tokens import Bytes, Characters, Tokenizer, tokenizer
 
-SPLITS = {"train", "test", "validation", "valid", "val"}
-
 
 @dataclass(frozen=True)
 class Text:
@@ -77,31 +75,17 @@ def _tokenizer(tokens: str | Path | Tokenizer, train: Callable[[], str]) -> Toke
 
 def _documents(path: Path, split: str | None, column: str, separator: str, holdout: float) -> list[str]:
     """The documents of one split; they hold at least one character between them."""
-    own = _own_splits(path)
-    if own:
-        if split not in own and not (split is None and len(own) == 1):
-            raise ValueError(f"{path} has the splits {', '.join(sorted(own))}, got split={split!r}: write split={sorted(own)[-1]!r}.")
-        root = path if path.is_file() or parquet.splits(path) else path / (split or min(own))
-        documents = _read(root, split, column)
-    else:
-        if split not in (None, "train", "validation"):
-            raise ValueError(f'{path} has no splits of its own and is cut into "train" and "validation", got split={split!r}.')
-        documents = _read(path, None, column)
-        if split is not None:
-            whole = separator.join(documents)
-            cut = round(len(whole) * (1 - holdout))
-            documents = [whole[:cut] if split == "train" else whole[cut:]]
+    parquet.check_split(path, split)
+    own = parquet.own_splits(path)
+    inside = own and not parquet.splits(path)
+    documents = _read(path / (split or min(own)) if inside else path, split if own else None, column)
+    if not own and split is not None:
+        whole = separator.join(documents)
+        cut = int(len(whole) * (1 - holdout))
+        documents = [whole[:cut] if split == "train" else whole[cut:]]
     if not any(documents):
         raise ValueError(f"{path} holds no text{f' in its split {split!r}' if split else ''}: fill it or leave it out.")
     return documents
-
-
-def _own_splits(path: Path) -> set[str]:
-    """Names of the splits that the data brings along; empty for one file and for a folder of text files."""
-    if path.is_file():
-        return set()
-    folders = {entry.name for entry in path.iterdir() if entry.is_dir()}
-    return set(parquet.splits(path)) or (folders if folders <= SPLITS else set())
 
 
 def _read(path: Path, split: str | None, column: str) -> list[str]:
@@ -111,7 +95,7 @@ def _read(path: Path, split: str | None, column: str) -> list[str]:
         return [text for file in files for text in _rows(file, column)]
     if path.is_file():
         return [_decoded(path)]
-    found = sorted(path.rglob("*.txt"))
+    found = sorted(file for file in path.rglob("*.txt") if file.is_file())
     if not found:
         raise ValueError(f"{path} holds neither SPLIT-*.parquet nor .txt files: put one of them there.")
     return [_decoded(file) for file in found]
@@ -136,6 +120,6 @@ def _rows(file: Path, column: str) -> list[str]:
 def _decoded(file: Path) -> str:
     """Content of a UTF-8 file, line ends as they are."""
     try:
-        return file.read_bytes().decode()
+        return parquet.content(file).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not UTF-8 at byte {error.start}: convert it, for example with iconv.") from None
