@@ -1,11 +1,12 @@
 """Tokenizers against Python's own codecs, and text from parquet, files and folders against the strings they were made of."""
 
 import json
+import sys
 
 import pytest
 import torch
 
-from velodrome.data import text
+from velodrome.data import digits, images, text
 from velodrome.data.folder import folder
 from velodrome.data.tokens import Bytes, Characters, Tokenizer, tokenizer
 
@@ -166,6 +167,10 @@ def test_bad_rows_and_columns_are_named(tmp_path):
         text.load(file, column="body")
     with pytest.raises(ValueError, match="no column 'id' of strings"):
         text.load(file, column="id")
+    plain = rows(tmp_path / "b.parquet", ["plain words"])
+    plain.write_bytes(plain.read_bytes().replace(b"plain words", b"pl\xffin words"))
+    with pytest.raises(ValueError, match=r"b\.parquet cannot be read and is damaged .*utf-8"):
+        text.load(plain)
     file.write_bytes(file.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"a\.parquet cannot be read and is damaged"):
         text.load(file)
@@ -205,3 +210,22 @@ def test_a_hidden_folder_beside_the_splits_is_not_a_split(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(name)
     assert text.load(tmp_path, "train").bytes == 5
+
+
+@pytest.mark.parametrize(("module", "call"), [("pyarrow", "parquet"), ("tokenizers", "json"), ("PIL", "images"), ("sklearn", "digits")])
+def test_a_missing_extra_says_how_to_install_it(tmp_path, monkeypatch, module, call):
+    rows(tmp_path / "a.parquet", ["one"])
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / "1.png").write_bytes(b"any")
+    (tmp_path / "t.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, module, None)
+    calls = {
+        "parquet": lambda: text.load(tmp_path / "a.parquet"),
+        "json": lambda: tokenizer(tmp_path / "t.json"),
+        "images": lambda: images.load(tmp_path),
+        "digits": digits.load,
+    }
+    if call == "images":
+        (tmp_path / "a.parquet").unlink()
+    with pytest.raises(ValueError, match=r'pip install "velodrome\[data\]"'):
+        calls[call]()

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -119,9 +118,8 @@ def _rows(files: list[Path], image: str, label: str) -> Iterator[Encoded]:
     """Encoded images of parquet files, row by row, with their labels."""
     for file in files:
         _columns(file, image, label)
-        for first, piece in parquet.pieces(file, [image, label]):
-            cells: list[Any] = piece.column(0).to_pylist()
-            for row, (cell, target) in enumerate(zip(cells, piece.column(1).to_pylist(), strict=True), first):
+        for first, (cells, labels) in parquet.pieces(file, [image, label]):
+            for row, (cell, target) in enumerate(zip(cells, labels, strict=True), first):
                 where = f"{file} row {row}"
                 if target is None or not 0 <= target < 2**63:
                     raise ValueError(f"{where}: label must be an integer of at least 0, got {target}: mend the row or drop it.")

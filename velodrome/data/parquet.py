@@ -76,24 +76,25 @@ def _opened(file: Path) -> tuple[Any, int]:
     try:
         with pa.parquet.ParquetFile(file) as opened:
             rows, found = opened.metadata.num_rows, opened.schema_arrow
-    except (pa.ArrowException, OSError) as error:
+            assert found.names is not None  # decodes them, which fails in a damaged file
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(file, error) from None
     if rows == 0:
         raise ValueError(f"{file} is a parquet file without a row: fetch it again or leave it out.")
     return found, rows
 
 
-def pieces(file: Path, names: list[str]) -> Iterator[tuple[int, Any]]:
-    """(number of the first row, table of the columns `names` in that order), one row group after the other."""
+def pieces(file: Path, names: list[str]) -> Iterator[tuple[int, list[list[Any]]]]:
+    """(number of the first row, values of each of the columns `names`), one row group after the other."""
     pa = pyarrow()
     row = 0
     try:
         with pa.parquet.ParquetFile(file) as opened:
             for group in range(opened.num_row_groups):
                 piece = opened.read_row_group(group, columns=names).select(names)
-                yield row, piece
+                yield row, [column.to_pylist() for column in piece.columns]
                 row += piece.num_rows
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise damaged(file, error) from None
 
 

@@ -109,8 +109,8 @@ def _rows(file: Path, column: str) -> list[str]:
         advice = f"write column={fits[0]!r}" if fits else "give data with a column of strings"
         raise ValueError(f"{file} has no column {column!r} of strings (it has {', '.join(schema.names)}): {advice}.")
     texts: list[str] = []
-    for first, piece in parquet.pieces(file, [column]):
-        for row, text in enumerate(piece.column(0).to_pylist(), first):
+    for first, (values,) in parquet.pieces(file, [column]):
+        for row, text in enumerate(values, first):
             if text is None:
                 raise ValueError(f"{file} row {row}: column {column!r} is null: mend the row or drop it.")
             texts.append(text)
