@@ -98,6 +98,15 @@ def test_a_model_keeps_the_type_of_its_weights(name):
 
 
 @each
+def test_a_model_runs_under_bf16_autocast_close_to_float32(name):
+    model, x = build(name), inputs(name)
+    exact = model(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(x)
+    assert 0 < (mixed - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@each
 def test_a_model_is_one_graph_for_torch_compile(name):
     model, x = build(name), inputs(name)
     torch._dynamo.reset()

@@ -125,15 +125,24 @@ def test_qk_norm_bounds_the_scores_by_the_root_of_the_head_width():
         assert (largest <= 2.0 + 1e-12) == qk_norm
 
 
-def test_initial_weights_have_the_documented_deviations():
-    model = Gpt(vocabulary=200, length=8, width=128, depth=6, heads=4, seed=0)
+@pytest.mark.parametrize("tied", [False, True])
+def test_initial_weights_have_the_documented_deviations(tied):
+    model = Gpt(vocabulary=200, length=8, width=128, depth=6, heads=4, tied=tied, seed=0)
     for name, p in model.named_parameters():
         if "norm" in name:
             assert torch.all(p == 1)
-        else:
-            std = 0.02 / math.sqrt(12) if "project" in name else 0.02
-            assert abs(p.var().item() / std**2 - 1) < 4.5 * math.sqrt(2 / p.numel())
+            continue
+        variance = 1 / p.shape[1] / (12 if "project" in name else 1)
+        if not tied:
+            variance = {"embed.weight": 1.0, "head.weight": 0.02**2}.get(name, variance)
+        assert abs(p.var().item() / variance - 1) < 4.5 * math.sqrt(2 / p.numel())
     assert sum("project" in name for name, _ in model.named_parameters()) == 12
+
+
+def test_an_untrained_gpt_predicts_nearly_uniformly():
+    x, y = tokens(16, 32, high=200), tokens(16, 32, high=200, seed=2)
+    model = Gpt(vocabulary=200, length=32, width=128, depth=4, heads=4, seed=0)
+    assert abs(cross_entropy(model(x), y).mean().item() - math.log(200)) < 0.1
 
 
 def test_dropout_acts_in_train_mode_only():

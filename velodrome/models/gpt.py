@@ -2,8 +2,6 @@
 
 # Shapes: B batch, L length, D width, H heads, K = D/H width of a head, K2 = K/2 pairs, V vocabulary.
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,9 +81,11 @@ class Gpt(nn.Module):
     `depth` blocks of `width` with `heads` heads; `norm` is "rms" or "layer"; `qk_norm` bounds the attention scores; `tied` shares the
     embedding's weight with `head`; `dropout` acts on embedding, attention weights and residual branches, in train mode.
 
-    Initial weights are Radford et al.'s: N(0, 0.02²), and N(0, 0.02²/(2 `depth`)) for the 2 `depth` projections into the residual stream, so that its
-    variance does not grow with depth; norms start at 1. `seed` draws them without touching torch's global generator; None (the default) draws
-    from it. ValueError for sizes below one, heads that do not divide the width into even parts, or an unknown norm.
+    Initial weights: linear layers N(0, 1/fan-in), with the 2 `depth` projections into the residual stream at 1/(2 `depth`) of that variance, so that the
+    stream does not grow with depth (Radford et al. 2019); embedding N(0, 1), head N(0, 0.02²), the two N(0, 1/width) if tied; norms at 1.
+    `seed` draws them without touching torch's global generator; None (the default) draws from it.
+
+    ValueError for sizes below one, heads that do not divide the width into even parts, or an unknown norm.
 
     The fused attention kernels have one derivative only. For a Hessian-vector product run the forward pass inside
     `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
@@ -122,9 +122,12 @@ class Gpt(nn.Module):
             self.blocks = nn.ModuleList(Block(width, heads, rotary, norm, qk_norm, dropout) for _ in range(depth))
             self.norm = NORMS[norm](width)
             self.head = nn.Linear(width, vocabulary, bias=False)
-            for name, p in self.named_parameters():
-                if "norm" not in name:
-                    nn.init.normal_(p, std=0.02 / math.sqrt(2 * depth) if "project" in name else 0.02)
+            for name, module in self.blocks.named_modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=(module.in_features * (2 * depth if "project" in name else 1)) ** -0.5)
+            # Radford et al.'s 0.02 for the embedding would drown it in the first block's output at small widths.
+            nn.init.normal_(self.embed.weight, std=width**-0.5 if tied else 1.0)
+            nn.init.normal_(self.head.weight, std=0.02)
         if tied:
             self.head.weight = self.embed.weight
 
