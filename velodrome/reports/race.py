@@ -1,0 +1,66 @@
+"""Race: everything a report shows, as plain values; filled from run folders, read by the table, the charts and the HTML file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from velodrome.bench.score import Row, Score, Trial
+
+AXES = {"steps": "Steps", "examples": "Examples", "flops": "FLOPs", "seconds": "Seconds"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A workload as the report needs it: its metric, target, budget in steps, and one sentence about it."""
+
+    name: str
+    metric: str
+    target: float
+    budget: int
+    lower_is_better: bool = True
+    summary: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Validation of one run: `valid[i]` at cumulative `steps[i]`, `examples[i]`, `flops[i]`, `seconds[i]` (training seconds, evaluation excluded).
+
+    A cost that was not measured is an empty sequence; a validation value that is not finite ends the drawn line.
+    """
+
+    workload: str
+    algorithm: str
+    seed: int
+    steps: Sequence[float]
+    examples: Sequence[float]
+    flops: Sequence[float]
+    seconds: Sequence[float]
+    valid: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where the training clock went: seconds waiting for data, computing gradients and updating, summed over `steps` steps of all seeds."""
+
+    workload: str
+    algorithm: str
+    data: float
+    gradient: float
+    optimizer: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class Race:
+    """One comparison. `summary` and `score` come from `bench.score`; `trials` mark the hits in the curves; everything else is shown as given."""
+
+    algorithms: Sequence[str]
+    workloads: Sequence[Task]
+    curves: Sequence[Curve]
+    splits: Sequence[Split]
+    trials: Sequence[Trial]
+    score: Score
+    summary: Sequence[Row]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+    notes: Sequence[str] = ()
+    title: str = "Velodrome race"
