@@ -140,10 +140,14 @@ def test_a_torch_scheduler_resumes_from_json():
     first = as_torch(sgd(), schedule)
     assert driven(first, 8) == whole[:8]
     states = first.optimizer.state_dict(), json.loads(json.dumps(first.state_dict()))
-    second = as_torch(sgd(), schedule)
-    second.optimizer.load_state_dict(states[0])
-    second.load_state_dict(states[1])
-    assert driven(second, 12) == whole[8:]
+    for optimizer_first in (True, False):
+        optimizer = sgd()
+        if optimizer_first:
+            optimizer.load_state_dict(states[0])
+        second = as_torch(optimizer, schedule)
+        optimizer.load_state_dict(states[0])
+        second.load_state_dict(states[1])
+        assert driven(second, 12) == whole[8:]
 
 
 @pytest.mark.parametrize(

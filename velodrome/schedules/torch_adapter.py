@@ -9,16 +9,16 @@ from torch.optim.lr_scheduler import LambdaLR
 def as_torch(optimizer: Optimizer, schedule: Callable[[int], float]) -> LambdaLR:
     """A LambdaLR that sets the learning rate of update t to `schedule(t)`; call its `step()` after each `optimizer.step()`.
 
-    A group whose lr differs from the optimizer's own keeps that ratio: Adam(groups, lr=1e-3) with a group at 1e-4 gives it a tenth of
-    the schedule. The lr that the optimizer was built with is otherwise replaced. Build the optimizer and this before loading their states, as for every
-    torch scheduler. ValueError if the optimizer has no positive lr, or the schedule cannot be called.
+    As in `train`, the schedule is the rate of the first parameter group, and the others keep their ratio to it, which `initial_lr` remembers:
+    Adam([{"params": a}, {"params": b, "lr": 1e-4}], lr=1e-3) gives the second group a tenth. Load the scheduler's state after building it,
+    as for every torch scheduler. ValueError if the first group's lr is not positive, or the schedule cannot be called.
     """
     if not callable(schedule):
         raise ValueError(f"schedule must be a function of the step, got {schedule!r}: write as_torch(optimizer, constant(1e-3)).")
-    own = optimizer.defaults.get("lr")
-    if own is None or not float(own) > 0:
-        raise ValueError(f"the optimizer's lr must be positive, for its groups keep their ratio to it, got {own!r}: build it with lr=1.0.")
-    ratios = [float(group["lr"]) / float(own) for group in optimizer.param_groups]
+    bases = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    if not bases[0] > 0:
+        raise ValueError(f"the first group's lr must be positive, for the others keep their ratio to it, got {bases[0]!r}: write lr=1.0.")
+    ratios = [base / bases[0] for base in bases]
     for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
         group["initial_lr"] = ratio  # LambdaLR multiplies this by its function, so a ratio of 1 gives the schedule to the last bit
 
