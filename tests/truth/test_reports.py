@@ -124,7 +124,7 @@ def test_every_cost_axis_draws_the_given_medians_and_hits(race):
         assert fields == {axis}
     median = [r for r in spec["datasets"]["median"] if r["algorithm"] == "muon"]
     assert np.allclose([r["valid"] for r in median], want, rtol=1e-4)
-    assert np.allclose([r["worst"] for r in median], np.max([c.valid for c in mine], axis=0), rtol=1e-4)
+    assert np.allclose([r["highest"] for r in median], np.max([c.valid for c in mine], axis=0), rtol=1e-4)
     hits = sorted(r["steps"] for r in spec["datasets"]["hits"] if r["algorithm"] == "muon")
     assert hits == sorted(t.cost["steps"] for t in race.trials if (t.workload, t.algorithm) == ("digits", "muon"))
 
@@ -137,6 +137,17 @@ def test_the_median_stops_where_the_first_seed_diverges(race):
     rows = charts.curves(hurt, race.workloads[0]).to_dict()["datasets"]
     assert sum(r["algorithm"] == "adamw" for r in rows["median"]) == 20
     assert sum(r["algorithm"] == "adamw" for r in rows["seeds"]) == 20 + 51 + 51
+
+
+def test_a_metric_to_be_raised_is_drawn_from_its_first_evaluation_to_its_highest_value(race):
+    pytest.importorskip("altair")
+    task = replace(race.workloads[0], lower_is_better=False, target=0.9)
+    up = replace(race, curves=[replace(c, valid=1 - np.asarray(c.valid)) for c in race.curves], workloads=[task])
+    scale = charts.curves(up, task).to_dict()["layer"][1]["encoding"]["y"]["scale"]
+    values = np.concatenate([c.valid for c in up.curves if c.workload == "digits"])
+    assert scale["type"] == "linear"
+    assert scale["domain"][0] < values.min()
+    assert scale["domain"][1] > values.max()
 
 
 def test_interval_chart_holds_the_scores_numbers_and_shapes_for_bounds(race):

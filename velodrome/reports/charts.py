@@ -44,7 +44,7 @@ def curves(race: Race, task: Task, axis: str = "steps") -> Any:
         scale=alt.Scale(nice=False, zero=True),
     )
     scale = alt.Scale(nice=False, **_window(runs, task))
-    y = alt.Y("valid:Q", title=task.metric, scale=scale, axis=alt.Axis(tickCount=6, format="~g"))
+    y = alt.Y("valid:Q", title=task.metric, scale=scale, axis=alt.Axis(tickCount=6, format="~r"))
     color = _color(
         alt, race, legend=alt.Legend(orient="top", title=None, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1, columns=4)
     )
@@ -60,18 +60,20 @@ def curves(race: Race, task: Task, axis: str = "steps") -> Any:
         return alt.condition(chosen, alt.value(full), alt.value(faint))
 
     middle = alt.Chart(alt.NamedData(name="median"))
-    names = ("algorithm", *(a for a in AXES if any(len(getattr(c, a)) for c in runs)), "valid", "best", "worst", "seeds")
+    names = ("algorithm", *(a for a in AXES if any(len(getattr(c, a)) for c in runs)), "valid", "lowest", "highest", "seeds")
     titles = {"valid": f"median {task.metric}"} | {a: title.lower() for a, title in AXES.items()}
     kind = {"algorithm": "nominal"}
     tips = [alt.Tooltip(n, title=titles.get(n, n), type=kind.get(n, "quantitative"), format=_tip(n)) for n in names]
-    ribbon = middle.mark_area(clip=True).encode(x, alt.Y("best:Q", scale=scale), alt.Y2("worst:Q"), color, opacity=shown(0.16))
+    ribbon = middle.mark_area(clip=True).encode(x, alt.Y("lowest:Q", scale=scale), alt.Y2("highest:Q"), color, opacity=shown(0.16))
     median = middle.mark_line(clip=True, strokeWidth=2.4).encode(x, y, color, opacity=shown(1)).add_params(chosen, zoom)
     hover = middle.mark_point(clip=True, filled=True, size=140).encode(x, y, color, opacity=alt.value(0), tooltip=tips)
     seeds = alt.Chart(alt.NamedData(name="seeds")).mark_line(clip=True, strokeWidth=1)
     each = seeds.encode(x, y, color, detail="seed:N", opacity=shown(0.45))
     goal = alt.Chart(alt.NamedData(name="target"))
     line = goal.mark_rule(strokeDash=[5, 4], color=REFERENCE).encode(alt.Y("valid:Q", scale=scale))
-    label = goal.mark_text(align="left", dx=6, dy=-7, color=REFERENCE).encode(alt.Y("valid:Q", scale=scale), x=alt.value(0), text="label:N")
+    label = goal.mark_text(align="left", dx=6, dy=10 if task.lower_is_better else -8, color=REFERENCE).encode(
+        alt.Y("valid:Q", scale=scale), x=alt.value(0), text="label:N"
+    )
     hits = [
         {"algorithm": t.algorithm, "seed": t.seed, "valid": task.target, **t.cost}
         for t in race.trials
@@ -159,7 +161,7 @@ def time_split(race: Race, task: Task) -> Any:
         alt.Chart(alt.Data(values=rows))
         .mark_bar(height={"band": 0.72})
         .encode(
-            x=alt.X("ms:Q", title="milliseconds per step", axis=alt.Axis(tickCount=5, format="~g")),
+            x=alt.X("ms:Q", title="milliseconds per step", axis=alt.Axis(tickCount=5, format="~r")),
             y=alt.Y("algorithm:N", sort=list(race.algorithms), title=None, axis=alt.Axis(ticks=False, domain=False, labelPadding=8)),
             color=color,
             order="order:Q",
@@ -238,7 +240,7 @@ def _median(race: Race, runs: Sequence[Curve]) -> Iterator[dict[str, Any]]:
             if not np.isfinite(values).all():
                 break  # a median over the seeds that survived would flatter the algorithm
             costs = {a: _short(np.median([getattr(c, a)[i] for c in mine])) for a in AXES if all(len(getattr(c, a)) for c in mine)}
-            ends = {"best": _short(min(values)), "worst": _short(max(values))}
+            ends = {"lowest": _short(min(values)), "highest": _short(max(values))}
             yield {"algorithm": algorithm, "valid": _short(np.median(values)), **ends, "seeds": len(mine), **costs}
 
 
@@ -247,8 +249,8 @@ def _short(x: Any) -> float:
 
 
 def _tick(axis: str) -> str:
-    """d3-format: SI prefixes for counts, plain numbers for seconds (0.2, not 200m)."""
-    return "~g" if axis == "seconds" else "~s"
+    """d3-format: SI prefixes for counts, plain numbers for seconds (0.2 rather than 200m; "g" would write 1e+1 where ticks are coarse)."""
+    return "~r" if axis == "seconds" else "~s"
 
 
 def _tip(name: str) -> Any:

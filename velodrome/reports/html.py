@@ -17,7 +17,7 @@ from typing import Any
 from velodrome.bench.score import Row, Speedup
 from velodrome.reports import charts
 from velodrome.reports.race import AXES, Race
-from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, quantity, times
+from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
 
 HEADINGS = ("", "speed-up", "verdict", "P(faster)", "hits", "steps", "examples", "FLOP", "time", "final metric")
 
@@ -91,7 +91,7 @@ def _body(race: Race) -> str:
             "<h2>On the way to the target</h2>",
             _switch(race),
             f'<div class="grid">{"".join(_curves(race))}</div>',
-            '<p class="soft">Bold: median while all seeds run, with a ribbon from best to worst. Thin: single seeds, to their end. Dots: where a seed '
+            '<p class="soft">Bold: median while all seeds run, with a ribbon from lowest to highest. Thin: single seeds, to their end. Dots: where a seed '
             "reached the target. Click a name to highlight it; Alt + scroll zooms, drag moves, double click resets.</p>",
             estimates,
             f'<h2>Where the time went</h2><div class="grid">{splits}</div>' if splits else "",
@@ -193,7 +193,7 @@ def _reading(race: Race) -> str:
 The cost to the target is read off the best validation value so far, interpolated between the two evaluations around the crossing; evaluation itself is
 not on the clock. The speed-up is the cost of {escape(score.reference)} divided by the cost of the algorithm in {escape(score.axis)}, averaged
 geometrically over pairs and then over workloads.</p>
-<p>The interval is a {score.level:.0%} hierarchical bootstrap with {quantity(score.resamples)} draws: {like}, and every draw is widened for the
+<p>The interval is a {score.level:.0%} hierarchical bootstrap with {score.resamples:,} draws: {like}, and every draw is widened for the
 uncertainty of a spread estimated from few pairs, which makes it Student's t for normal noise. It is a statement about {scope}. An interval that contains 1
 means that this race cannot tell the two apart, not that they are equal.</p>
 <p>A run that misses its target within the budget counts at its budget, which turns the ratio into a bound (≤ or ≥) and leaves one end of the interval
