@@ -25,7 +25,7 @@ def entries(room: str) -> list[Entry]:
     """Everything public in a room's files, in the order of file and line; a name is public if it has a docstring and no underscore."""
     found = []
     for path in sorted((PACKAGE / room).rglob("*.py")):
-        if path.name == "__init__.py":
+        if path.name.startswith("_"):
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         doc = ast.get_docstring(tree) or ""
@@ -42,3 +42,13 @@ def title(doc: str) -> str:
     """The first line of a module's docstring without its link and brackets' rest."""
     line = re.sub(r",?\s*https?://[^\s)>,;]+", "", doc.split("\n")[0])
     return line.replace("()", "").strip().rstrip(".")
+
+
+def recipe_names() -> list[str]:
+    """The algorithms that can be raced by name."""
+    return [e.name for e in entries("recipes") if e.module.rsplit(".", 1)[1] == e.name]
+
+
+def workload_names() -> list[str]:
+    """The workloads that can be raced on by name: `stdlib_gpt.py` holds stdlib-gpt."""
+    return [e.name.replace("_", "-") for e in entries("bench/workloads") if e.module.rsplit(".", 1)[1] == e.name]

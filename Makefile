@@ -1,0 +1,43 @@
+# Velodrome. `make race` and `make test` set up .venv on a fresh machine with Python 3.11+ and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+
+.PHONY: race test check format bench claims docs clean
+
+race: $(VENV)/ready
+	$(BIN)/velodrome race adamw muon nadamw --on digits stdlib-gpt
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/ready
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/ready
+	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.records
+	$(BIN)/python -m benchmarks.race
+
+claims: $(VENV)/ready
+	@echo "There are no slow claims yet: they come with experiments/."
+
+# torch on its own and first: a range, or another package asking for it, may bring several gigabytes of CUDA
+$(VENV)/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Velodrome needs Python 3.11 or newer: make PYTHON=python3.12 …")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,report,query,tensorboard,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

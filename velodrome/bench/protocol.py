@@ -1,0 +1,291 @@
+"""The protocol of a race: what identifies a run, how it is trained, evaluated, saved and resumed.
+
+Paired seeds: seed s draws the same initial weights and the same order of the data for every algorithm. Evaluation on a fixed grid, outside the
+clock. The rows at step t describe the weights after t updates; their costs include the gradient of step t, which was needed to see them.
+"""
+
+import contextlib
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from velodrome.bench.workload import Data, Loss, Workload
+from velodrome.data.stream import Batch, Stream
+from velodrome.gradients.backward import backward
+from velodrome.recipes.recipe import Recipe
+from velodrome.records.checkpoint import latest, save
+from velodrome.records.digest import content_hash, package_digest
+from velodrome.records.run import Run
+from velodrome.train import Step, train
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How runs are computed: `device`, `bf16` autocast, `compile`, and seconds of wall clock between checkpoints."""
+
+    device: str = "cpu"
+    bf16: bool = False
+    compile: bool = False
+    checkpoint_seconds: float = 20.0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: an algorithm on a workload with a seed."""
+
+    workload: Workload
+    data: Data
+    recipe: Recipe
+    seed: int
+    setting: Setting = Setting()
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything the numbers depend on, as written to recipe.json."""
+        w = self.workload
+        return {
+            "workload": w.name,
+            "algorithm": self.recipe.name,
+            "settings": dict(self.recipe.settings),
+            "seed": self.seed,
+            "source": self.recipe.source,
+            "steps": w.steps,
+            "batch_size": w.batch_size,
+            "evaluations": w.evaluations,
+            "targets": list(w.targets),
+            "metric": w.metric_name,
+            "summary": w.summary,
+            "data": self.data.digest,
+            "data_version": self.data.version,
+            "device": self.setting.device,
+            "bf16": self.setting.bf16,
+            "compile": self.setting.compile,
+            "code": package_digest(),
+        }
+
+    @cached_property
+    def folder(self) -> str:
+        """Name of the run's folder; its end is the hash of the identity."""
+        label = "".join(c if c.isalnum() else "-" for c in self.recipe.name.split(":")[-1])[:40].strip("-")
+        return f"{self.workload.name}-{label}-s{self.seed}-{content_hash(self.identity)[:12]}"
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+def drive(entry: Entry, root: Path, environment: dict[str, Any], stop: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+    """Train one run to its end, or from its last checkpoint on; yields its state at every evaluation, with the clock stopped.
+
+    Several of these may be advanced in turn in one process: each keeps its own random generators. Raises Busy if another process trains the
+    run, Interrupted (after saving) once `stop()` is true.
+    """
+    folder = root / entry.folder
+    with Run.open(folder, entry.identity, environment) as run:
+        (folder / "error.txt").unlink(missing_ok=True)
+        if run.finished:
+            yield {"state": "finished", "t": entry.workload.steps}
+            return
+        try:
+            yield from _Training(entry, run, stop).go()
+        except (Interrupted, GeneratorExit):
+            raise
+        except Exception:
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            raise
+
+
+class _Training:
+    """The live objects of one run, and how they go to a checkpoint and back."""
+
+    def __init__(self, entry: Entry, run: Run, stop: Callable[[], bool]):
+        self.entry, self.run, self.stop = entry, run, stop
+        self.workload, setting = entry.workload, entry.setting
+        seed_everything(entry.seed)
+        self.model = self.workload.model().to(setting.device)
+        self.optimizer = entry.recipe.optimizer(self.model)
+        self.stream: Stream = entry.data.stream(entry.seed)
+        self.valid = [batch.to(setting.device) for batch in entry.data.valid]
+        self.gradient = backward(self.model, self.workload.loss, autocast=torch.bfloat16 if setting.bf16 else None, compile=setting.compile)
+        self.mean = Mean()
+        self.best: float | None = None
+        self.saved = time.monotonic()
+        self.can_save = True
+
+    def go(self) -> Iterator[dict[str, Any]]:
+        w = self.workload
+        first_lr = float(self.optimizer.param_groups[0]["lr"])
+        schedule = self.entry.recipe.schedule and self.entry.recipe.schedule(first_lr, w.steps)
+        lr = (lambda t: schedule(min(t, w.steps - 1))) if schedule else None
+        after = self._restore()
+        batches = (batch.to(self.entry.setting.device) for batch in self.stream)
+        for step in train(self.gradient, self.optimizer, batches, lr, model=self.model, after=after):
+            self.mean.add(step.loss)
+            end = step.t == w.steps or step.diverged is not None
+            if step.t % w.every == 0 or end:
+                state = self._evaluate(step)
+                if end:
+                    self._finish(step, state)
+                random_state = capture()
+                yield state
+                restore(random_state)
+            if end:
+                return
+            if self.stop():
+                self._save(step)
+                raise Interrupted
+            if time.monotonic() - self.saved > self.entry.setting.checkpoint_seconds:
+                self._save(step)
+
+    def _evaluate(self, step: Step) -> dict[str, Any]:
+        w = self.workload
+        values = evaluate(self.model, {"valid": w.metric, **w.accuracies}, self.valid, self.optimizer)
+        valid = values.pop("valid")
+        self.best = valid if self.best is None or valid < self.best else self.best
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        self.run.row(
+            step, loss=self.mean.take(), lr=rate, valid=valid, **{f"valid_{k}": v for k, v in values.items()}, diverged=step.diverged
+        )
+        return {"state": "running", "t": step.t, "valid": valid, "seconds": step.seconds, **values}
+
+    def _finish(self, step: Step, state: dict[str, Any]) -> None:
+        state["state"] = "diverged" if step.diverged else "finished"
+        extra = {k: v for k, v in state.items() if k in self.workload.accuracies}
+        self.run.finish(
+            {
+                "state": state["state"],
+                "diverged": step.diverged,
+                "steps": step.t,
+                "examples": step.examples,
+                "tokens": step.tokens,
+                "flops": step.flops,
+                "seconds": step.seconds,
+                "valid": state["valid"],
+                "best": self.best,
+                **extra,
+                "inexact": self.run.inexact,
+                "parameters": sum(p.numel() for p in self.model.parameters()),
+            }
+        )
+
+    def _save(self, step: Step) -> None:
+        if not self.can_save:
+            return
+        tree = {
+            "model": dict(self.model.state_dict()),
+            "gradients": {n: p.grad for n, p in self.model.named_parameters()},
+            "optimizer": self.optimizer.state_dict(),
+            "counters": step.state(),
+            "stream": self.stream.state_dict(),
+            "rows": self.run.rows,
+            "mean": [self.mean.total, self.mean.count],
+            "best": self.best,
+            "random": capture(),
+        }
+        try:
+            save(self.run.folder, step.t, tree)
+        except ValueError as error:  # the optimizer of a user may hold what cannot be stored: then an interrupted run starts again
+            self.can_save = False
+            (self.run.folder / "not-resumable.txt").write_text(f"{error}\n", encoding="utf-8")
+        self.saved = time.monotonic()
+
+    def _restore(self) -> dict[str, Any] | None:
+        found = latest(self.run.folder)
+        if found is None:
+            self.run.truncate(0)
+            return None
+        tree = found[1]
+        self.model.load_state_dict(tree["model"])
+        for name, p in self.model.named_parameters():
+            grad = tree["gradients"][name]
+            p.grad = None if grad is None else grad.to(p.device)
+        self.optimizer.load_state_dict(tree["optimizer"])
+        self.run.truncate(tree["rows"])
+        self.stream.load_state_dict(tree["stream"])
+        self.mean.total, self.mean.count = tree["mean"]
+        self.best = tree["best"]
+        restore(tree["random"])
+        return tree["counters"]
+
+
+class Mean:
+    """Mean of the training loss between two rows; None where there was no step."""
+
+    total, count = 0.0, 0
+
+    def add(self, value: float) -> None:
+        """One more value."""
+        self.total, self.count = self.total + value, self.count + 1
+
+    def take(self) -> float | None:
+        """The mean so far; starts over."""
+        mean = self.total / self.count if self.count else None
+        self.total, self.count = 0.0, 0
+        return mean
+
+
+def evaluate(
+    model: nn.Module, metrics: dict[str, Loss], batches: Iterable[Batch], optimizer: torch.optim.Optimizer | None = None
+) -> dict[str, float]:
+    """Mean of each metric over all examples, in evaluation mode and without gradients.
+
+    An optimizer that keeps other weights for evaluation (methods `eval` and `train`, as Schedule-Free's) is asked for them, and the training
+    weights are put back bit by bit.
+    """
+    totals, count, training = dict.fromkeys(metrics, 0.0), 0, model.training
+    with _evaluation_weights(model, optimizer), torch.no_grad():
+        model.eval()
+        for batch in batches:
+            outputs = model(batch.inputs)
+            for name, metric in metrics.items():
+                totals[name] += float(metric(outputs, batch.targets).double().sum())
+            count += batch.examples
+        model.train(training)
+    return {name: total / count for name, total in totals.items()}
+
+
+@contextlib.contextmanager
+def _evaluation_weights(model: nn.Module, optimizer: Any) -> Iterator[None]:
+    swap, back = getattr(optimizer, "eval", None), getattr(optimizer, "train", None)
+    if not (callable(swap) and callable(back)):
+        yield
+        return
+    kept = [p.detach().clone() for p in model.parameters()]
+    swap()
+    try:
+        yield
+    finally:
+        back()
+        for p, value in zip(model.parameters(), kept, strict=True):
+            p.data.copy_(value)
+
+
+def seed_everything(seed: int) -> None:
+    """The generators that models and optimizers draw from: Python's, NumPy's, torch's on every device."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def capture() -> dict[str, Any]:
+    """The state of those generators."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state(), "cuda": cuda}
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put the generators into that state."""
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

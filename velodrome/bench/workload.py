@@ -1,0 +1,55 @@
+"""Workload: data + model + loss + metric + targets + budget. Everything an algorithm may not change."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from velodrome.data.stream import Batch, Stream
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Loaded data: `stream(seed)` gives the training stream, `valid` is what every evaluation reads; digest and version go into the record."""
+
+    stream: Callable[[int], Stream]
+    valid: list[Batch]
+    digest: str
+    version: str | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is raced on. `targets` from easy to hard: the last is the one that counts. Lower values of the metric are better.
+
+    `load` reads the data, `model` builds the network with the weights that the global generator draws at that moment. `steps` is the budget,
+    in updates of `batch_size` examples; it is evaluated `evaluations` times on an even grid, and once before the first step. `cost` says in
+    words what the reference costs, `seconds` as a rough number for planning. `accuracies` are further metrics that are only shown.
+    """
+
+    name: str
+    summary: str
+    load: Callable[[], Data]
+    model: Callable[[], nn.Module]
+    loss: Loss
+    metric: Loss
+    metric_name: str
+    targets: tuple[float, ...]
+    steps: int
+    batch_size: int
+    cost: str
+    seconds: float
+    evaluations: int = 50
+    accuracies: Mapping[str, Loss] = field(default_factory=dict)
+
+    def __post_init__(self):
+        assert self.steps % self.evaluations == 0, f"{self.name}: {self.steps} steps do not divide into {self.evaluations} evaluations"
+        assert self.evaluations >= 50, f"{self.name}: a hitting time needs 50 evaluations"
+        assert list(self.targets) == sorted(self.targets, reverse=True), f"{self.name}: targets go from easy to hard"
+
+    @property
+    def every(self) -> int:
+        """Steps between two evaluations."""
+        return self.steps // self.evaluations

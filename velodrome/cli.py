@@ -1,0 +1,81 @@
+"""The command line: a static page of help, and one import for the command that was asked for. torch is not imported here."""
+
+import importlib
+import os
+import sys
+from difflib import get_close_matches
+
+from velodrome.version import __version__
+
+COMMANDS = {
+    "race": "train algorithms on workloads over paired seeds: time to target, speed-up, interval",
+    "train": "one algorithm on one workload",
+    "report": "table and HTML page of the runs in a folder",
+    "query": "SQL over thousands of runs (DuckDB)",
+    "list": "every algorithm, workload, rule, model, … with its paper",
+    "doctor": "versions, threads, devices, and which data is found",
+}
+
+HELP = (
+    f"""Velodrome {__version__}: a track for the algorithms that train neural networks.
+
+  velodrome race adamw muon nadamw --on digits stdlib-gpt     which is faster, and by how much?
+  velodrome race adamw ./my_optimizer.py:MyOptimizer          yours, unchanged
+  velodrome train "muon(lr=0.01)" --on stdlib-gpt             one run
+  velodrome list                                              what there is
+
+Commands:
+"""
+    + "\n".join(f"  {name:8} {what}" for name, what in COMMANDS.items())
+    + """
+
+`velodrome COMMAND --help` tells more. --version prints the version. Exit codes: 0 done, 1 a run failed, 2 a mistake in the command,
+3 the run diverged or missed its target (train), 130 stopped by Ctrl-C, 143 by SIGTERM."""
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit code 2, never a traceback."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return _print(HELP)
+    if arguments[0] in ("-V", "--version", "version"):
+        return _print(f"velodrome {__version__}")
+    name = arguments[0]
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(COMMANDS)}."
+        print(f"velodrome: unknown command {name!r}: {hint}", file=sys.stderr)
+        return 2
+    try:
+        code = importlib.import_module(f"velodrome.commands.{name}").main(arguments[1:])
+        sys.stdout.flush()
+        return int(code)
+    except (ValueError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # `velodrome list | head`
+            return _abandon_stdout()
+        if os.environ.get("VELODROME_TRACEBACK"):
+            raise
+        print(f"velodrome {name}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+    except KeyboardInterrupt:
+        print(f"velodrome {name}: stopped", file=sys.stderr)
+        return 130
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        return _abandon_stdout()
+    return 0
+
+
+def _abandon_stdout() -> int:
+    """Nobody reads any more; keep Python from complaining about it while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""`velodrome race`: train every algorithm on every workload over paired seeds, and tell how much faster each reaches the target."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from velodrome.bench import fanout
+from velodrome.commands.options import parse, say
+from velodrome.discover import workload_names
+from velodrome.records.read import read
+from velodrome.reports import collect, html
+from velodrome.reports.progress import Progress
+from velodrome.reports.race import Race
+from velodrome.reports.table import print_race
+from velodrome.reports.words import answer
+
+HELP = """Race training algorithms: time to a target on real data, with a confidence interval.
+
+  velodrome race adamw muon nadamw --on digits stdlib-gpt
+  velodrome race adamw "muon(lr=0.01)" ./my_optimizer.py:MyOptimizer --on digits --seeds 5
+  velodrome race adamw torch.optim:Adagrad(lr=0.01) --on mnist --by steps --json
+
+The shipped adamw is always raced too: speed-ups are over it. Interrupt it with Ctrl-C and give the same command again to go on: finished
+runs are never repeated. `velodrome list` shows the algorithms and the workloads."""
+
+
+@dataclass
+class Options:
+    """Options of the race."""
+
+    algorithms: tyro.conf.Positional[tuple[str, ...]]
+    """Names, names with options as "muon(lr=0.01)", or FILE.py:CLASS."""
+    on: tuple[str, ...] = ("digits", "stdlib-gpt")
+    """Workloads: names, or FILE.py:NAME."""
+    seeds: int = 3
+    """Number of paired seeds, decided before looking."""
+    by: Literal["seconds", "steps", "examples", "flops"] = "seconds"
+    """The cost that the speed-up is about."""
+    out: Path = field(default_factory=lambda: Path("runs"))
+    """Folder of the run records; races may share it."""
+    report: Path = field(default_factory=lambda: Path("race.html"))
+    """The HTML file to write."""
+    workers: int = 0
+    """Processes; 0 means one for every `threads` cores, or one on a GPU."""
+    threads: int = 1
+    """Threads of each process."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, …"""
+    bf16: bool = False
+    """Forward passes in bfloat16 (autocast)."""
+    compile: bool = False
+    """Compile the models with torch.compile; compilation is on the clock."""
+    json: bool = False
+    """Print the result as one JSON object instead of a table."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """No progress on stderr."""
+
+
+def main(arguments: list[str]) -> int:
+    """0 when every run finished, 1 when one failed, 2 for a mistake in the options, 130 or 143 when stopped."""
+    o = parse(Options, "race", arguments, HELP)
+    check(o)
+    algorithms = list(dict.fromkeys([collect.REFERENCE, *o.algorithms]))
+    total = len(algorithms) * len(o.on) * o.seeds
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = o.workers or (1 if o.device != "cpu" else max(1, min(cores // o.threads, len(o.on) * o.seeds)))
+    plan = {
+        "root": str(o.out),
+        "algorithms": algorithms,
+        "workloads": list(dict.fromkeys(o.on)),
+        "seeds": list(range(o.seeds)),
+        "threads": o.threads,
+        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile},
+    }
+    try:
+        with Progress(total, quiet=o.quiet) as progress:
+            states = fanout.run(plan, workers, total, lambda folder, state: show(progress, folder, state))
+    except fanout.Stopped as stopped:
+        say(f"Stopped; every run is saved. The same command goes on from here: {command(arguments)}")
+        return stopped.code
+    return report(o, states, command(arguments))
+
+
+def check(o: Options) -> None:
+    """Refuse what no race can be made of, before anything is started or written."""
+    if o.seeds < 1 or o.threads < 1 or o.workers < 0:
+        raise ValueError(f"seeds and threads must be at least 1 and workers at least 0, got {o.seeds}, {o.threads} and {o.workers}.")
+    if not o.on:
+        raise ValueError(f"--on needs a workload: {', '.join(workload_names())}.")
+    if o.out.exists() and not o.out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {o.out}.")
+    if o.report.is_dir():
+        raise ValueError(f"--report must be a file, got the folder {o.report}: write --report {o.report / 'race.html'}.")
+
+
+def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
+    """One line of a worker to the live table."""
+    about = {k: state[k] for k in ("workload", "algorithm", "seed") if k in state}
+    progress.update(
+        folder,
+        **about,
+        state={"elsewhere": "waiting", "failed": "interrupted"}.get(state["state"], state["state"]),
+        **({"step": state["t"], "total": state["steps"]} if "t" in state and "steps" in state else {}),
+        **({"value": state["valid"], "target": state["target"]} if "valid" in state else {}),
+    )
+
+
+def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> int:
+    """Table or JSON on stdout, the HTML file, and the exit code."""
+    failed = {f: s for f, s in states.items() if s["state"] == "failed"}
+    for folder, s in failed.items():
+        say(f"{folder} failed: {s.get('note')} (traceback in {o.out / folder / 'error.txt'})")
+    records = [read(o.out / f) for f in states if f not in failed]
+    if not records:
+        return 1
+    race = collect.race(records, axis=o.by, command=typed)
+    if o.json:
+        print(json.dumps(to_json(race, o.report)))
+    else:
+        print_race(race.score, race.summary)
+    try:
+        html.write(o.report, race)
+        say(f"Report: {o.report}")
+    except ValueError as error:  # the extra is not installed: the table stands
+        say(f"No HTML report: {error}")
+    return 1 if failed else 0
+
+
+def to_json(race: Race, path: Path) -> dict[str, Any]:
+    """The result for machines."""
+    return {
+        "answer": answer(race.score),
+        "score": race.score.to_json(),
+        "summary": [row.to_json() for row in race.summary],
+        "workloads": [{"name": w.name, "target": w.target, "metric": w.metric, "steps": w.budget} for w in race.workloads],
+        "environment": dict(race.environment),
+        "notes": list(race.notes),
+        "report": str(path),
+    }
+
+
+def command(arguments: list[str]) -> str:
+    """What the user typed, ready to be pasted."""
+    return shlex.join(["velodrome", "race", *arguments])
