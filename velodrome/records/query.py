@@ -11,7 +11,7 @@ from typing import Any
 
 from velodrome.records.encoding import NONFINITE, compact, plain
 from velodrome.records.log import Log
-from velodrome.records.read import Record, scan
+from velodrome.records.read import Record, scan, stored
 
 _KINDS: dict[type, str] = {bool: "BOOLEAN", float: "DOUBLE"}
 
@@ -48,20 +48,20 @@ def query(root: Path | str, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]
 
 
 def _load_rows(connection: Any, scratch: Path, records: list[Record]) -> None:
-    stored = [record for record in records if record.digest is not None and record.parquet() is not None]
-    names = {record.path.name for record in stored}
-    table = _Table(scratch, "logs" if stored else "rows", {"folder": "VARCHAR", "seq": "BIGINT"})
+    packed = [record for record in records if record.digest is not None and record.parquet() is not None]
+    names = {record.path.name for record in packed}
+    table = _Table(scratch, "logs" if packed else "rows", {"folder": "VARCHAR", "seq": "BIGINT"})
     for record in records:
         if record.path.name not in names:
-            table.add_log(record.path.name, record.log)
+            table.add_log(record.path.name, stored(record))
     table.create(connection)
-    if not stored:
+    if not packed:
         return
     files = _Table(scratch, "files", {"filename": "VARCHAR", "folder": "VARCHAR"})
-    for record in stored:
+    for record in packed:
         files.add({"filename": str(record.path / "rows.parquet"), "folder": record.path.name})
     files.create(connection)
-    paths = ", ".join(_quoted(str(record.path / "rows.parquet")) for record in stored)
+    paths = ", ".join(_quoted(str(record.path / "rows.parquet")) for record in packed)
     connection.execute(
         "CREATE TABLE rows AS SELECT * FROM logs UNION ALL BY NAME SELECT * EXCLUDE (filename) FROM files JOIN "
         f"read_parquet([{paths}], union_by_name = true, filename = true) USING (filename)"

@@ -45,17 +45,7 @@ class Record:
     @cached_property
     def log(self) -> Log:
         """The verified rows as they are stored, and what is wrong with the others."""
-        if self.digest is not None and (data := self.parquet()) is not None:
-            return Log(parquet.load(data))
-        try:
-            data = (self.path / "rows.jsonl").read_bytes()
-        except FileNotFoundError:
-            return Log(damaged=tuple(range(self.recorded or 0)))
-        log = parse(data)
-        if self.recorded is not None and log.next < self.recorded:
-            missing = {*log.damaged, *range(log.next, self.recorded)}
-            return replace(log, damaged=tuple(sorted(missing)))
-        return log
+        return stored(self)
 
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
@@ -65,11 +55,10 @@ class Record:
         names = dict.fromkeys(chain.from_iterable(layouts))
         if len(layouts) > 1:
             rows = [{name: row.get(name) for name in names} for row in rows]
-        coded = [
-            name
-            for name, values in zip(names, zip(*map(dict.values, rows), strict=True), strict=False)
-            if not _KEPT.issuperset(map(type, values))
-        ]
+        columns_ = zip(*map(dict.values, rows), strict=True)
+        coded = [name for name, values in zip(names, columns_, strict=False) if not _KEPT.issuperset(map(type, values))]
+        if not coded:
+            return rows
         return [{**row, **{name: restore(row[name]) for name in coded}} for row in rows]
 
     @property
@@ -98,6 +87,19 @@ class Record:
         except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == self.digest else None
+
+
+def stored(record: Record) -> Log:
+    """What `record.log` is, read anew and not kept."""
+    if record.digest is not None and (data := record.parquet()) is not None:
+        return Log(parquet.load(data))
+    try:
+        log = parse((record.path / "rows.jsonl").read_bytes())
+    except FileNotFoundError:
+        log = Log()
+    if record.recorded is not None and log.next < record.recorded:
+        log = replace(log, damaged=tuple(sorted({*log.damaged, *range(log.next, record.recorded)})))
+    return log
 
 
 def read(folder: Path | str) -> Record:
