@@ -91,9 +91,9 @@ print(json.dumps({"inside": inside, "steps": count, "saved": saved}))
 """
 
 
-def test_sixty_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "run"), "60"], capture_output=True, text=True, timeout=120)
+def test_forty_five_kills_at_random_moments_lose_nothing_that_was_acknowledged(tmp_path):
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path / "run"), "45"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
-    assert figures["inside"] >= 15  # the kills did reach into saves
-    assert figures["saved"] >= 20  # and the victims did get forward
+    assert figures["inside"] >= 10  # the kills did reach into saves
+    assert figures["saved"] >= 15  # and the victims did get forward
