@@ -25,7 +25,7 @@ from velodrome.flops import counted
 from velodrome.guard import Guard
 
 Gradient = Callable[[Batch], Tensor]
-EXPLODED_STEPS = 5  # a spike may heal; this many steps in a row above `explosion` times the first loss do not
+EXPLODED_STEPS = 5  # a spike may heal; this many steps in a row do not
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def train(
     ratio to it (torch's `initial_lr` remembers it); None leaves the rates alone. `model` lets the guard see buffers and give names.
     `after` continues from `Step.state()`: parameters, gradients, optimizer, stream and random generators must have been restored, and the
     first thing done is the update that was pending. `guard=False` saves two passes over the weights per step. The loss has exploded when it
-    stays above `explosion` times the first loss for 5 steps. The loss is read every step, which on a GPU waits for it.
+    stays for 5 steps above `explosion` times the first loss (or times 1, if that is larger: a small first loss is not a scale). The loss is read every step, which on a GPU waits for it.
     """
     counters = Counters(**after) if after is not None else Counters()
     tensors = named_tensors(optimizer, model)
@@ -119,7 +119,7 @@ def train(
         loss, gradient_flops = _gradient(gradient, batch, flops)
         done = now()
         first = loss if counters.first_loss is None else counters.first_loss
-        high = counters.high + 1 if loss > explosion * abs(first) else 0
+        high = counters.high + 1 if loss > explosion * max(1.0, abs(first)) else 0
         tokens = counters.tokens if batch.tokens is None else (counters.tokens or 0) + batch.tokens
         counters = Counters(
             t,

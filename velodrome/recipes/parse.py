@@ -147,7 +147,8 @@ def _digest(module: ModuleType) -> str | None:
     file = Path(module.__file__ or "")
     if not module.__name__.startswith("velodrome_user_"):
         return f"{module.__name__} {getattr(sys.modules.get(module.__name__.split('.')[0]), '__version__', '')}"
-    beside = {Path(m.__file__) for m in list(sys.modules.values()) if isinstance(getattr(m, "__file__", None), str)}
+    files = [getattr(m, "__file__", None) for m in list(sys.modules.values())]
+    beside = {Path(f) for f in files if isinstance(f, str)}
     used = sorted(p for p in beside | {file} if p.suffix == ".py" and p.is_relative_to(file.parent) and "site-packages" not in p.parts)
     return sha256(b"".join(p.read_bytes() for p in used if p == file or not _ours(p))).hexdigest()
 

@@ -71,12 +71,8 @@ def task(r: Record) -> Task:
 def curve(r: Record) -> Curve:
     """Validation against every cost."""
     c = columns(r, "t", "examples", "flops", "seconds", "valid")
-    return Curve(
-        r.recipe["workload"],
-        r.recipe["algorithm"],
-        r.recipe["seed"],
-        *(c[name].astype(float).tolist() for name in ("t", "examples", "flops", "seconds", "valid")),
-    )
+    steps, examples, flops, seconds, valid = (c[name].astype(float).tolist() for name in ("t", "examples", "flops", "seconds", "valid"))
+    return Curve(r.recipe["workload"], r.recipe["algorithm"], r.recipe["seed"], steps, examples, flops, seconds, valid)
 
 
 def trial(r: Record, c: Curve) -> Trial:
@@ -95,7 +91,7 @@ def splits(records: Iterable[Record]) -> list[Split]:
         last = np.array([float(c[name][-1]) for name in ("data_seconds", "gradient_seconds", "optimizer_seconds", "t")])
         key = r.recipe["workload"], r.recipe["algorithm"]
         sums[key] = sums.get(key, np.zeros(4)) + last
-    return [Split(w, a, *map(float, s[:3]), steps=int(s[3])) for (w, a), s in sums.items()]
+    return [Split(w, a, float(data), float(gradient), float(update), int(t)) for (w, a), (data, gradient, update, t) in sums.items()]
 
 
 def environment(records: Sequence[Record]) -> dict[str, str]:
