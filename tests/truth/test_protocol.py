@@ -11,7 +11,7 @@ from velodrome.recipes.parse import parse
 from velodrome.records.checkpoint import latest
 from velodrome.records.read import read
 
-CLOCKS = {"seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
+CLOCKS = {"seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
 
 
 def entry(algorithm="adamw", seed=0, **setting) -> Entry:
@@ -63,7 +63,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_rows_and_weights(tmp_path, al
     torch.rand(17)  # whatever happens in the process meanwhile
     cut = finish(entry(algorithm), tmp_path / "cut")
     assert timeless(cut.rows) == timeless(whole.rows)
-    assert {**cut.result, "seconds": 0} == {**whole.result, "seconds": 0}
+    assert timeless([cut.result]) == timeless([whole.result])
 
 
 def test_runs_that_take_turns_in_one_process_do_not_disturb_each_other(tmp_path):

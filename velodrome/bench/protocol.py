@@ -100,7 +100,8 @@ def drive(entry: Entry, root: Path, environment: dict[str, Any], stop: Callable[
         except (Interrupted, GeneratorExit):
             raise
         except Exception:
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            with contextlib.suppress(OSError):  # the disk may be what is wrong
+                (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             raise
 
 
@@ -118,6 +119,7 @@ class _Training:
         self.gradient = backward(self.model, self.workload.loss, autocast=torch.bfloat16 if setting.bf16 else None, compile=setting.compile)
         self.mean = Mean()
         self.best: float | None = None
+        self.evaluation_seconds = 0.0
         self.saved = time.monotonic()
         self.can_save = True
 
@@ -147,8 +149,9 @@ class _Training:
                 self._save(step)
 
     def _evaluate(self, step: Step) -> dict[str, Any]:
-        w = self.workload
+        w, began = self.workload, time.perf_counter()
         values = evaluate(self.model, {"valid": w.metric, **w.accuracies}, self.valid, self.optimizer)
+        self.evaluation_seconds += time.perf_counter() - began
         valid = values.pop("valid")
         self.best = valid if self.best is None or valid < self.best else self.best
         rate = float(self.optimizer.param_groups[0]["lr"])
@@ -169,6 +172,7 @@ class _Training:
                 "tokens": step.tokens,
                 "flops": step.flops,
                 "seconds": step.seconds,
+                "evaluation_seconds": self.evaluation_seconds,
                 "valid": state["valid"],
                 "best": self.best,
                 **extra,
@@ -189,6 +193,7 @@ class _Training:
             "rows": self.run.rows,
             "mean": [self.mean.total, self.mean.count],
             "best": self.best,
+            "evaluation_seconds": self.evaluation_seconds,
             "random": capture(),
         }
         try:
@@ -212,7 +217,7 @@ class _Training:
         self.run.truncate(tree["rows"])
         self.stream.load_state_dict(tree["stream"])
         self.mean.total, self.mean.count = tree["mean"]
-        self.best = tree["best"]
+        self.best, self.evaluation_seconds = tree["best"], tree["evaluation_seconds"]
         restore(tree["random"])
         return tree["counters"]
 
