@@ -1,0 +1,169 @@
+"""The work of `velodrome train`: one run by the protocol of a race, its result in words, and TensorBoard events from its rows."""
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from velodrome.bench.catalog import workload
+from velodrome.bench.hitting import Hit, time_to_target
+from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
+from velodrome.commands.options import print_json, say
+from velodrome.commands.train import Options
+from velodrome.recipes.parse import parse
+from velodrome.records.environment import environment
+from velodrome.records.read import Record, read
+from velodrome.reports.collect import curve
+from velodrome.reports.progress import Progress
+from velodrome.reports.race import AXES
+from velodrome.reports.words import MISSING, cost, digits, seconds
+
+MISSED = 3  # exit code of a run that diverged or never reached its target
+
+
+def run(o: Options, typed: str) -> int:
+    """Train, tell the result, and return the exit code; `typed` is the command, for the person who goes on with it."""
+    if o.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ValueError('--tensorboard needs TensorBoard: pip install "velodrome[tensorboard]".')
+    torch.set_num_threads(o.threads)
+    check_device(o.device)
+    task, recipe = workload(o.on), parse(o.algorithm)
+    entry = Entry(task, task.load(), recipe, o.seed, Setting(o.device, o.bf16, o.compile))
+    folder = o.out / entry.folder
+    with stopping() as asked:
+        failed = train(entry, o, lambda: bool(asked))
+    if asked and not (folder / "result.json").exists():
+        lost = (folder / "not-resumable.txt").exists()
+        say(
+            f"Stopped; {'its state cannot be stored, so the same command begins again' if lost else 'saved. The same command goes on'}: {typed}"
+        )
+        return asked[0]
+    if failed is not None:
+        say(f"{folder} failed: {type(failed).__name__}: {failed} (traceback in {folder / 'error.txt'})")
+        return 1
+    record = read(folder)
+    if o.tensorboard:
+        write_events(record, folder / "tensorboard")
+    return tell(record, o.json)
+
+
+def check_device(name: str) -> None:
+    """A device that is there, and on a GPU the settings that a race uses; ValueError otherwise."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"there is no device {name!r} here ({reason}): `velodrome doctor` lists the devices.") from None
+    if device.type == "meta":
+        raise ValueError("the device 'meta' computes nothing: write cpu or cuda.")
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def train(entry: Entry, o: Options, stop: Callable[[], bool]) -> Exception | None:
+    """Drive the run to its end or until `stop`, with progress on stderr; returns what went wrong in the algorithm.
+
+    What is wrong before the first evaluation (Busy, a value that the optimizer refuses) is raised if it is a ValueError, and so is what
+    the disk says.
+    """
+    w, name = entry.workload, entry.folder
+    begun = False
+    with Progress(1, quiet=o.quiet) as progress:
+        progress.update(name, workload=w.name, algorithm=entry.recipe.name, seed=o.seed, total=w.steps, target=w.targets[-1])
+        try:
+            for state in drive(entry, o.out, environment(threads=o.threads, device=o.device), stop):
+                begun = True
+                if "valid" not in state:  # finished earlier
+                    known = read(o.out / name).result or {}
+                    state = {"state": known["state"], "t": known["steps"], "valid": known["valid"]}
+                progress.update(name, state=state["state"], step=state["t"], value=state["valid"])
+        except Interrupted:
+            progress.update(name, state="interrupted")
+        except OSError:
+            raise
+        except Exception as error:
+            if isinstance(error, ValueError) and not begun:
+                raise
+            progress.update(name, state="interrupted")
+            return error
+    return None
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[list[int]]:
+    """A list that receives 130 or 143 when SIGINT or SIGTERM arrives; a second Ctrl-C is the usual KeyboardInterrupt."""
+    asked: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(128 + number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def tell(record: Record, as_json: bool) -> int:
+    """The result on stdout; 0 if the last target was reached and the run did not diverge."""
+    result, recipe = record.result or {}, record.recipe
+    c = curve(record)
+    costs = {axis: getattr(c, axis) for axis in AXES}
+    hits = {goal: time_to_target(costs, c.valid, goal, {"steps": recipe["steps"]}) for goal in recipe["targets"]}
+    final = hits[recipe["targets"][-1]]
+    reached = final.reached and not result["diverged"]
+    if as_json:
+        targets = [{"target": goal, "reached": h.reached, "cost": h.cost, "low": h.low, "high": h.high} for goal, h in hits.items()]
+        names = ("workload", "algorithm", "seed", "metric")
+        print_json({"run": str(record.path), **{n: recipe.get(n) for n in names}, **result, "reached": reached, "targets": targets})
+        return 0 if reached else MISSED
+    print(f"{recipe['algorithm']} on {recipe['workload']}, seed {recipe['seed']}")
+    last, best = (digits(x) if x is not None and x == x else MISSING for x in (result["valid"], result["best"]))
+    print(f"{recipe['metric']} {last} after {result['steps']:,} steps, {seconds(result['seconds'])} of training (best {best})")
+    if result["diverged"]:
+        print(f"diverged at step {result['steps']:,}: the training loss was {result['diverged']}")
+    for goal, hit in hits.items():
+        print(f"target {digits(goal)} {outcome(hit)}")
+    print(f"record {record.path}")
+    return 0 if reached else MISSED
+
+
+def outcome(hit: Hit) -> str:
+    """When a target was reached, interpolated between two evaluations, or that it was not."""
+    if not hit.reached:
+        return "missed"
+    step, clock = round(hit.cost["steps"]), cost("seconds", hit.cost["seconds"])
+    return "met before the first step" if hit.at_start else f"reached at step {step:,} ({clock})"
+
+
+def write_events(record: Record, folder: Path) -> None:
+    """The rows as TensorBoard scalars over steps, written anew: train/loss, val/loss, lr, and val/NAME for further metrics.
+
+    The clock of an event is the run's start plus the seconds of training, so that TensorBoard's "relative" axis is training time.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    shutil.rmtree(folder, ignore_errors=True)
+    sessions = record.environment
+    start = (datetime.fromisoformat(sessions[0]["time"]) if sessions else datetime.now(UTC)).timestamp()
+    tags = {"loss": "train/loss", "valid": "val/loss", "lr": "lr"}
+    writer: Any = SummaryWriter(str(folder))
+    for row in record.rows:
+        for name, value in row.items():
+            tag = tags.get(name) or (f"val/{name.removeprefix('valid_')}" if name.startswith("valid_") else None)
+            if tag and value is not None:
+                writer.add_scalar(tag, value, row["t"], walltime=start + row["seconds"])
+    writer.close()
+    say(f"TensorBoard: tensorboard --logdir {folder}")

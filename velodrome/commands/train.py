@@ -1,0 +1,60 @@
+"""`velodrome train`: one algorithm on one workload, in this process. This file reads the options; `_train.py` does the work and needs torch."""
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from velodrome.commands.options import command, parse
+
+HELP = """Train one algorithm on one workload.
+
+  velodrome train adamw --on digits
+  velodrome train "muon(lr=0.01)" --on stdlib-gpt --seed 3 --device cuda --bf16
+  velodrome train ./my_optimizer.py:MyOptimizer --on ./my_task.py:task --json
+
+Interrupt it with Ctrl-C and give the same command again to go on; a finished
+run is not repeated, and a race in the same folder takes it over.
+Exit codes: 0 target reached, 3 missed or diverged, 130 and 143 stopped (saved),
+2 a mistake in the command, 1 a failure."""
+
+
+@dataclass
+class Options:
+    """Options of one run."""
+
+    algorithm: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ALGORITHM")]
+    """A name, a name with options as "muon(lr=0.01)", or FILE.py:CLASS."""
+    on: Annotated[str, tyro.conf.arg(metavar="WORKLOAD")]
+    """A workload's name, or FILE.py:NAME."""
+    seed: int = 0
+    """Initial weights and order of the data."""
+    out: Path = field(default_factory=lambda: Path("runs"))
+    """Folder of the run records."""
+    device: str = "cpu"
+    """cpu, cuda, cuda:1, …"""
+    threads: int = 1
+    """Threads of the CPU; 1 is what a race uses, and other numbers change the last bits."""
+    bf16: bool = False
+    """Forward passes in bfloat16 (autocast)."""
+    compile: bool = False
+    """Compile the model with torch.compile; compilation is on the clock."""
+    tensorboard: bool = False
+    """Also write the rows as TensorBoard events into the run's folder."""
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
+    """No progress on stderr."""
+
+
+def main(arguments: list[str]) -> int:
+    """0 target reached, 3 missed or diverged, 1 failed, 130 or 143 stopped; a mistake is a ValueError."""
+    o = parse(Options, "train", arguments, HELP)
+    if o.seed < 0 or o.threads < 1:
+        raise ValueError(f"seed must be at least 0 and threads at least 1, got {o.seed} and {o.threads}.")
+    if o.out.exists() and not o.out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {o.out}.")
+    work: Any = importlib.import_module("velodrome.commands._train")  # by name, and only now: it brings torch in
+    return work.run(o, command("train", arguments))
