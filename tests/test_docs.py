@@ -1,0 +1,239 @@
+"""The pages tell the truth: every example of README.md and docs/ is executed, links lead somewhere, tables and listings are those of the code.
+
+A fenced block is told by its info string. `python` blocks of a page run in order in one namespace and one folder; `file=NAME` writes one instead;
+`console` lines run as commands, races on a toy unless the block says `as-is`; `no-run` blocks are counted below; `text` is only shown.
+"""
+
+import importlib.util
+import json
+import re
+import shlex
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from velodrome.bench import fanout
+from velodrome.bench.catalog import workload
+from velodrome.bench.interval import resample
+from velodrome.bench.worker import Worker
+from velodrome.cli import COMMANDS, main
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+KINDS = {"python", "console", "text", "sh", ""}
+# Installing, and the full-size race. Nothing else may be exempt.
+NOT_RUN = {"README.md": 2, "getting-started.md": 2}
+
+TOY = """
+from functools import partial
+
+import torch
+
+from velodrome.bench.workload import Data, Workload
+from velodrome.data.streams import Shuffled, batches
+from velodrome.losses.cross_entropy import cross_entropy
+from velodrome.models.mlp import Mlp
+
+g = torch.Generator().manual_seed(0)
+x = torch.randn(400, 6, generator=g)
+y = (x.sum(1) > 0).long()
+
+
+def load():
+    return Data(lambda seed: Shuffled(x[:300], y[:300], 30, seed), batches(x[300:], y[300:], 100), "toy")
+
+
+def toy():
+    model = partial(Mlp, 6, 16, 1, 2)
+    named = dict(name="toy", summary="a toy", metric_name="validation loss", cost="nothing", seconds=0.1)
+    return Workload(load=load, model=model, loss=cross_entropy, metric=cross_entropy, targets=(0.45,), steps=50, batch_size=30, **named)
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its page's name, first line, info string and text."""
+
+    page: str
+    line: int
+    info: tuple[str, ...]
+    text: str
+
+    @property
+    def kind(self) -> str:
+        return self.info[0] if self.info else ""
+
+
+def blocks(page: Path) -> list[Block]:
+    found, open_at, info, lines = [], 0, "", []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fence = re.match(r"\s*```(.*)$", line)
+        if fence and open_at:
+            found.append(Block(page.name, open_at, tuple(info.split()), textwrap.dedent("\n".join(lines)) + "\n"))
+            open_at = 0
+        elif fence:
+            open_at, info, lines = number, fence[1].strip(), []
+        elif open_at:
+            lines.append(line)
+    assert not open_at, f"{page.name}:{open_at} is never closed"
+    return found
+
+
+def furnish(folder: Path) -> None:
+    """What a reader of the pages has at hand: photos in class folders, a text, the toy workload."""
+    from PIL import Image
+
+    for i, name in enumerate(("cat", "dog")):
+        (folder / "photos" / name).mkdir(parents=True)
+        for n in range(10):
+            Image.new("RGB", (40, 30), (20 * n, 100 * i, 50)).save(folder / "photos" / name / f"{n}.png")
+    (folder / "book.txt").write_text("It is a truth that an example nobody runs is wrong.\n" * 200, encoding="utf-8")
+    (folder / "toy.py").write_text(TOY, encoding="utf-8")
+
+
+def small(words: list[str], as_is: bool) -> list[str]:
+    """A command of the page with its workloads, after checking that they exist, replaced by the toy; two seeds in one process."""
+    if words[0] not in ("race", "train") or as_is:
+        return words
+    start = words.index("--on") + 1 if "--on" in words else len(words)
+    stop = next((i for i in range(start, len(words)) if words[i].startswith("--")), len(words))
+    for name in words[start:stop]:
+        assert workload(name).steps > 0
+    kept = words[: start - 1] if "--on" in words else words
+    return [*kept, "--on", "./toy.py:toy", *words[stop:]]
+
+
+def in_this_process(plan, workers, total, listen):
+    """`fanout.run` with one real worker and no process: starting one costs seconds, and tests/truth runs them."""
+    states = {}
+
+    def emit(line, flush=False):
+        state = json.loads(line)
+        if "refused" in state:
+            raise ValueError(state["refused"])
+        folder = state.pop("run")
+        states[folder] = state
+        listen(folder, state)
+
+    Worker({**plan, "first": 0}, emit).work()
+    return states
+
+
+def run_console(block: Block) -> None:
+    lines = [line for line in block.text.splitlines() if line.startswith("$ ")]
+    assert lines, f"{block.page}:{block.line} has no command"
+    for line in lines:
+        words = shlex.split(line[2:])
+        assert words[0] == "velodrome", f"{block.page}:{block.line}: {line}"
+        try:
+            code = main(small(words[1:], "as-is" in block.info))
+        except SystemExit as left:
+            code = left.code or 0
+        fine = (0, 3) if words[1] == "train" else (0,)  # 3: the toy's target was missed
+        assert code in fine, f"{block.page}:{block.line}: {line} ended with {code}"
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """A folder of its own, and generators and names put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(fanout, "run", in_this_process)
+    furnish(tmp_path)
+    with torch.random.fork_rng():
+        yield tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_example_of_the_page_runs(page, room):
+    names: dict[str, object] = {"__name__": page.stem}
+    for block in blocks(page):
+        written = [word.removeprefix("file=") for word in block.info if word.startswith("file=")]
+        if "no-run" in block.info:
+            continue
+        if written:
+            (room / written[0]).write_text(block.text, encoding="utf-8")
+        elif block.kind == "python":
+            code = "\n" * block.line + block.text  # so that a traceback shows the page's own line
+            exec(compile(code, str(page), "exec"), names)
+        elif block.kind == "console":
+            run_console(block)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_a_page_marks_its_blocks_and_hides_none(page):
+    found = blocks(page)
+    for block in found:
+        assert block.kind in KINDS, f"{page.name}:{block.line}: {block.info}"
+        assert block.kind != "sh" or "no-run" in block.info
+        assert block.kind not in ("text", "") or "$ velodrome" not in block.text, f"{page.name}:{block.line} is a command: write console"
+    assert sum("no-run" in b.info for b in found) == NOT_RUN.get(page.name, 0)
+
+
+def test_most_pages_have_examples_and_they_check_something():
+    code = [b.text for page in PAGES for b in blocks(page) if b.kind == "python" and "no-run" not in b.info]
+    assert len(code) >= 20
+    assert sum("assert " in text for text in code) >= 10
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda p: p.name)
+def test_every_link_inside_the_project_leads_to_a_file(page):
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_file_and_command_that_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:velodrome|tests|docs)/[\w/.-]+)`", text):
+        assert (ROOT / name).exists(), f"{page.name}: {name}"
+    for name in re.findall(r"velodrome ([a-z]+) ", "\n".join(b.text for b in blocks(page) if b.kind == "console")):
+        assert name in COMMANDS, f"{page.name}: velodrome {name}"
+
+
+def refresh():
+    spec = importlib.util.spec_from_file_location("refresh", ROOT / "docs" / "refresh.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_of_workloads_is_what_the_workloads_say():
+    page = (ROOT / "docs" / "workloads.md").read_text(encoding="utf-8")
+    assert refresh().workloads_table() in page, "stale: run `python docs/refresh.py workloads`"
+
+
+def test_the_race_of_the_readme_was_run_with_the_recipes_and_targets_of_today():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    advice = "stale: `make race` in a folder without runs/, then `python docs/refresh.py race runs`"
+    assert refresh().today() in page, advice
+
+
+def test_the_table_of_coverage_is_the_one_beside_the_code():
+    page = (ROOT / "docs" / "racing.md").read_text(encoding="utf-8")
+    ours = [tuple(re.findall(r"[\d.]+", line)) for line in page.splitlines() if re.match(r"\| \d+ \| \d+ \|", line)]
+    theirs = [tuple(line.split()) for line in resample.__doc__.splitlines() if re.match(r"\s+\d+\s+\d+\s+[\d.]+\s", line)]
+    assert len(theirs) == 12
+    assert ours == theirs
+
+
+def test_the_picture_is_small_and_shows_the_algorithms_of_the_table():
+    picture = (ROOT / "docs" / "race.svg").read_text(encoding="utf-8")
+    assert len(picture.encode()) < 150_000
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.partition("<!-- python docs/refresh.py race runs -->")[2].partition("<!-- end -->")[0]
+    for name in ("adamw", "muon", "nadamw"):
+        assert f">{name}</text>" in picture
+        assert re.search(rf"^\s+{name}\s+\d/\d", table, re.MULTILINE)
+
+
+def test_the_changelog_begins_with_the_version_of_the_package():
+    from velodrome.version import __version__
+
+    headings = re.findall(r"^## \[?([^\]\s]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] in ("Unreleased", __version__)
+    assert __version__ in headings
