@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import importlib.util
 import io
 import json
 import math
@@ -173,6 +174,7 @@ def test_a_run_that_another_process_trains_is_refused(here, capsys, monkeypatch)
     assert f"is being trained by pid {os.getpid()}" in err
 
 
+@pytest.mark.filterwarnings("default::DeprecationWarning")  # of TensorBoard's own imports, which differ between its versions
 def test_tensorboard_reads_the_rows(here, capsys):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -186,6 +188,15 @@ def test_tensorboard_reads_the_rows(here, capsys):
     for tag, column in (("val/loss", "valid"), ("train/loss", "loss"), ("lr", "lr")):
         points = [(e.step, e.value) for e in events.Scalars(tag)]
         assert points == [(row["t"], pytest.approx(row[column], rel=1e-6)) for row in record.rows]
+
+
+def test_tensorboard_that_is_missing_is_said_before_anything_is_trained(here, capsys, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find_spec(name, *rest))
+    code, _, err = train(capsys, DESCENT, "--tensorboard")
+    assert code == 2
+    assert 'pip install "velodrome[tensorboard]"' in err
+    assert not (here / "runs").exists()
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------------------------

@@ -181,8 +181,9 @@ def table(items: list[dict[str, Any]]) -> Table:
     for item in items:
         lines = Text(item["summary"])
         if "missing" in item:
-            goals = " then ".join(str(goal) for goal in item["targets"] or ())
-            lines.append(f"\n{item['metric_name']} {goals}; {item['cost']}" if goals else f"\n{item['cost']}", style="dim")
+            goals = " then ".join(map(str, item["targets"] or ()))
+            told = [f"{item['metric_name']} {goals}" if goals and item["metric_name"] else "", item["cost"] or ""]
+            lines.append("\n" + "; ".join(filter(None, told)), style="dim")
             lines.append(*((f"\ndata missing: {item['missing']}", "yellow") if item["missing"] else ("\ndata: here", "green")))
         if item["paper"]:
             lines.append(f"\n{item['paper']}", style="dim cyan")

@@ -42,7 +42,7 @@ class Options:
     compile: bool = False
     """Compile the model with torch.compile; compilation is on the clock."""
     tensorboard: bool = False
-    """Also write the rows as TensorBoard events into the run's folder."""
+    """Also write the rows of the finished run as TensorBoard events into its folder."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
