@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import velodrome.optim
+from velodrome.optim import flat
 from velodrome.optim.adam import Adam, adamw
 from velodrome.optim.chain import Chain
 from velodrome.optim.clip import ClipNorm
@@ -119,6 +120,45 @@ def test_a_parameter_whose_first_gradient_arrives_late_starts_at_its_own_first_s
     fill(fresh[1:], 9)
     factory(fresh[1:]).step()
     assert torch.equal(late[1], fresh[1])
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_small_parameters_taken_together_move_as_each_by_itself(factory, monkeypatch):
+    """With late gradients, missing ones, options that change, and a resume in the middle; to rounding (vector units end at other places)."""
+
+    def run(largest):
+        monkeypatch.setattr(flat, "LARGEST", largest)
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in [(4, 6), (3, 2, 2), (5, 7), (2, 3), (9, 9)]]
+        optimizer = factory([*params], lr=0.02)
+        for i in range(12):
+            fill(params, i)
+            if i < 5:
+                params[1].grad = None
+            if i % 3 == 0:
+                params[3].grad = None
+            if i == 6:
+                for group in optimizer.param_groups:
+                    group["lr"] = 0.01
+            if i == 8:
+                saved = copy.deepcopy(optimizer.state_dict())
+                optimizer = factory([*params], lr=0.02)
+                optimizer.load_state_dict(saved)
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in params]), optimizer.state_dict()["state"]
+
+    (one, states), (together, flat_states) = run(0), run(60)
+    torch.testing.assert_close(together, one, rtol=1e-12, atol=1e-12)
+    assert {k: s.keys() for k, s in states.items()} == {k: s.keys() for k, s in flat_states.items()}
+    assert all(torch.as_tensor(s[k]).shape == torch.as_tensor(flat_states[i][k]).shape for i, s in states.items() for k in s)
+
+
+def test_an_elementwise_chain_takes_small_parameters_together():
+    params = [nn.Parameter(torch.ones(n)) for n in (3, 5, flat.LARGEST)]
+    optimizer = adamw(params)
+    fill(params, 0)
+    optimizer.step()
+    assert [len(portion.params) for portion in optimizer._plans[0].portions.values()] == [2, 1]
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

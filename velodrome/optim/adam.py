@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from velodrome.optim.chain import Chain
@@ -37,8 +36,8 @@ class Adam(Rule):
         g = u.to(s["m"].dtype)
         m = s["m"].lerp(g, 1 - b1)
         v = (s["v"] * b2).addcmul_(g, g, value=1 - b2)
-        scale = (v.sqrt() / (1 - b2**at.t) ** 0.5).add_(self.eps)
-        return torch.div(m, scale).div_(1 - b1**at.t), {"m": m, "v": v}
+        c1, c2 = 1 - b1**at.t, (1 - b2**at.t) ** 0.5
+        return m / v.sqrt().mul_(c1 / c2).add_(c1 * self.eps), {"m": m, "v": v}  # both corrections in one pass over sqrt(v)
 
 
 def adam(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from velodrome.optim.descend import Descend
-from velodrome.optim.rule import At, Rule, is_number
+from velodrome.optim.flat import Portion, portions
+from velodrome.optim.rule import At, Rule, State, is_number
 
 # Keys that torch, its schedulers and torch.distributed put into a group; none of them is an option of a rule.
 TORCH_KEYS = {"params", "param_names", "lr", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr", "name"}
@@ -26,7 +27,8 @@ class Chain(torch.optim.Optimizer):
     """Rules applied in order to each parameter's gradient; `lr` is the default learning rate of the groups (a float or a 0-d tensor).
 
     A parameter counts its own updates, so one whose first gradient arrives late starts at t = 1, as in torch. Gradients are read, never
-    written. State keeps the dtype it was made in, also through `load_state_dict`.
+    written. State keeps the dtype it was made in, also through `load_state_dict`. Small parameters of elementwise chains are updated together
+    (`flat.py`); every tensor by itself, the readable reference, is `flat.LARGEST = 0`, and a test holds the two to each other.
     """
 
     def __init__(self, params: Iterable[Any] | nn.Module, *rules: Rule, lr: float | Tensor):
@@ -67,13 +69,7 @@ class Chain(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        works = [
-            _Work(p, self.state[p], rules, plan, group["lr"])
-            for plan, group in zip(self._plans, self.param_groups, strict=True)
-            for rules in (plan.at(group),)
-            for p in group["params"]
-            if p.grad is not None
-        ]
+        works = [work for i in range(len(self.param_groups)) for work in self._works(i)]
         for _ in self._plans[0].globals if works else ():
             parts = [w.part() for w in works]  # runs each parameter up to the global rule
             total = torch.stack([part.to(parts[0].device) for part in parts]).sum()
@@ -82,6 +78,22 @@ class Chain(torch.optim.Optimizer):
         for w in works:
             w.finish()
         return loss
+
+    def _works(self, i: int) -> list["_Work"]:
+        """What group i has to do in this step."""
+        plan, group = self._plans[i], self.param_groups[i]
+        rules = plan.at(group)
+        params = [p for p in group["params"] if p.grad is not None]
+        states = {p: self.state[p] for p in params}
+        for p, state in states.items():
+            if p.grad.is_sparse:
+                raise ValueError(f"gradients must be dense, got a sparse one for a parameter of shape {tuple(p.shape)}: use sparse=False.")
+            if not state:
+                plan.first(state, rules, p)
+            state["step"] += 1
+        found = list(portions(params, list(states.values()), plan.elementwise, plan.portions))
+        plan.portions = {tuple(map(id, portion.params)): portion for portion in found}
+        return [_Work(portion, [states[p] for p in portion.params], rules, plan, group["lr"]) for portion in found]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, but state keeps the dtype it was saved in (torch casts it to the parameter's), and another chain's state is refused."""
@@ -112,6 +124,8 @@ class _Plan:
         self.names = unique([type(rule).__name__.lower() for rule in rules])
         self.name = " ".join(self.names)
         self.globals = tuple(type(rule).__name__ for rule in rules if rule.kind == "global")
+        self.elementwise = all(rule.kind in ("elementwise", "global") for rule in rules)
+        self.portions: dict[tuple[int, ...], Portion] = {}  # of the last step, by the ids of their parameters
         self.options: dict[str, tuple[int, str]] = {}  # option of the group -> (rule, field); a name taken twice gets its rule in front
         for i, rule in enumerate(rules):
             for f in fields(rule):
@@ -143,22 +157,17 @@ class _Plan:
 
 
 class _Work:
-    """One parameter on its way through its rules: `u` after the rules done so far."""
+    """A portion on its way through its rules: `u` after the rules done so far."""
 
-    __slots__ = ("at", "done", "p", "plan", "rules", "state", "u")
+    __slots__ = ("at", "done", "p", "plan", "portion", "rules", "state", "states", "u")
 
-    def __init__(self, p: Tensor, state: dict[str, Any], rules: tuple[Rule, ...], plan: _Plan, lr: Any):
-        assert p.grad is not None
-        if p.grad.is_sparse:
-            raise ValueError(f"gradients must be dense, got a sparse one for a parameter of shape {tuple(p.shape)}: use sparse=False.")
-        if not state:
-            plan.first(state, rules, p)
-        self.p, self.u, self.state, self.rules, self.plan, self.done = p, p.grad, state, rules, plan, 0
-        state["step"] += 1
-        self.at = At(state["step"], lr)
+    def __init__(self, portion: Portion, states: list[State], rules: tuple[Rule, ...], plan: _Plan, lr: Any):
+        self.portion, self.states, self.rules, self.plan, self.done = portion, states, rules, plan, 0
+        self.p, self.u, self.state = portion.gather(states)
+        self.at = At(self.state["step"], lr)
 
     def part(self) -> Tensor:
-        """Run up to the next global rule and give this parameter's share of its sum."""
+        """Run up to the next global rule and give this portion's share of its sum."""
         while self.rules[self.done].kind != "global":
             self.apply(None)
         return self.rules[self.done].part(self.u, self.p, self._own())
@@ -166,17 +175,18 @@ class _Work:
     def apply(self, total: Tensor | None) -> None:
         """Run one rule."""
         self.u, new = self.rules[self.done](self.u, self.p, self._own(), self.at if total is None else self.at._replace(total=total))
+        keys = self.plan.keys[self.done]
         for k, v in new.items():
-            self.state[self.plan.keys[self.done][k]] = v
+            self.state[keys[k]] = v
         self.done += 1
 
     def finish(self) -> None:
-        """Run the rest of the chain and write: the one place where a parameter changes."""
+        """Run the rest of the chain and write: the one place where parameters change."""
         while self.done < len(self.rules):
             self.apply(None)
-        self.p.add_(self.u)
+        self.portion.scatter(self.u, self.state, self.states)
 
-    def _own(self) -> dict[str, Any]:
+    def _own(self) -> State:
         """The state of the rule at hand under the rule's own names."""
         return {k: self.state[key] for k, key in self.plan.keys[self.done].items()}
 

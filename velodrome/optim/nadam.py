@@ -43,8 +43,8 @@ class NAdam(Rule):
         product = s["product"] * mu
         m = s["m"].lerp(g, 1 - b1)
         v = (s["v"] * b2).addcmul_(g, g, value=1 - b2)
-        ahead = g * ((1 - mu) / (1 - product)) + m * (mu_next / (1 - product * mu_next))
-        return ahead / ((v / (1 - b2**t)).sqrt_().add_(self.eps)), {"m": m, "v": v, "product": product}
+        ahead = (g * ((1 - mu) / (1 - product))).add_(m, alpha=mu_next / (1 - product * mu_next))
+        return ahead.div_(v.sqrt().div_((1 - b2**t) ** 0.5).add_(self.eps)), {"m": m, "v": v, "product": product}
 
 
 def nadamw(
