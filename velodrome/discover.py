@@ -11,7 +11,10 @@ ROOMS = ("data", "models", "losses", "gradients", "optim", "schedules", "recipes
 
 @dataclass(frozen=True)
 class Entry:
-    """One public class or function: where it is imported from, the first sentence of its docstring, and its file's title and source."""
+    """One public class or function: where it is imported from, the first paragraph of its docstring, and its file's title and source.
+
+    `returns` is the annotation of a function's result, `required` how many parameters have no default.
+    """
 
     room: str
     module: str
@@ -19,6 +22,8 @@ class Entry:
     summary: str
     title: str
     url: str | None
+    returns: str = ""
+    required: int = 0
 
 
 def entries(room: str) -> list[Entry]:
@@ -34,7 +39,11 @@ def entries(room: str) -> list[Entry]:
         for node in tree.body:
             if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
                 summary = (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ")
-                found.append(Entry(room, module, node.name, summary, title(doc), url and url.group().rstrip(".")))
+                returns, required = "", 0
+                if isinstance(node, ast.FunctionDef):
+                    returns = ast.unparse(node.returns) if node.returns else ""
+                    required = len(node.args.args) - len(node.args.defaults)
+                found.append(Entry(room, module, node.name, summary, title(doc), url and url.group().rstrip(".:"), returns, required))
     return found
 
 
@@ -46,7 +55,7 @@ def title(doc: str) -> str:
 
 def recipe_names() -> list[str]:
     """The algorithms that can be raced by name."""
-    return [e.name for e in entries("recipes") if e.module.rsplit(".", 1)[1] == e.name]
+    return [e.name for e in entries("recipes") if e.returns == "Recipe" and not e.required and e.module.endswith(f".{e.name}")]
 
 
 def workload_names() -> list[str]:

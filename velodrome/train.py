@@ -96,7 +96,8 @@ def train(
     ratio to it (torch's `initial_lr` remembers it); None leaves the rates alone. `model` lets the guard see buffers and give names.
     `after` continues from `Step.state()`: parameters, gradients, optimizer, stream and random generators must have been restored, and the
     first thing done is the update that was pending. `guard=False` saves two passes over the weights per step. The loss has exploded when it
-    stays for 5 steps above `explosion` times the first loss (or times 1, if that is larger: a small first loss is not a scale). The loss is read every step, which on a GPU waits for it.
+    stays for 5 steps above `explosion` times the first loss (or times 1, if that is larger: a small first loss is no scale). The loss is read
+    every step, which on a GPU waits for it.
     """
     counters = Counters(**after) if after is not None else Counters()
     tensors = named_tensors(optimizer, model)

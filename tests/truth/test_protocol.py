@@ -1,11 +1,14 @@
 """One run of a race: pairing, evaluation outside the clock and the weights, and exact resuming."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests import tiny
+from velodrome.bench.catalog import workload
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive, evaluate, seed_everything
 from velodrome.recipes.parse import parse
 from velodrome.records.checkpoint import latest
@@ -49,6 +52,24 @@ def test_the_folder_names_code_workload_recipe_and_seed():
     assert len(folders) == 6
     assert entry().folder == entry().folder
     assert entry(bf16=True).folder != entry().folder
+
+
+@pytest.mark.parametrize("file", ["workload", "optimizer", "a module beside it"])
+def test_a_change_in_the_users_own_files_makes_another_run(tmp_path, file):
+    def folder(changed: str) -> str:
+        for name in [n for n in sys.modules if "velodrome_user" in n or n == "beside_the_optimizer"]:
+            del sys.modules[name]
+        for name, text in {
+            "w": Path(tiny.__file__).read_text(),
+            "o": "import beside_the_optimizer\nfrom tests.tiny import Plain\n",
+        }.items():
+            (tmp_path / f"{name}.py").write_text(text + changed * (name == file[0]))
+        (tmp_path / "beside_the_optimizer.py").write_text("x = 1\n" + changed * (file[0] == "a"))
+        work = workload(f"{tmp_path / 'w.py'}:tiny")
+        return Entry(work, work.load(), parse(f"{tmp_path / 'o.py'}:Plain"), 0).folder
+
+    assert folder("") == folder("")
+    assert folder("") != folder("# changed\n")
 
 
 @pytest.mark.parametrize("algorithm", ["adamw", "muon", "nadamw", "lion", "sgd", f"{tiny.__file__}:Plain"])

@@ -274,7 +274,7 @@ def test_without_a_terminal_there_is_one_plain_line_per_finished_run():
     out = io.StringIO()
     drive(Progress(2, file=out, environ={}, clock=iter(np.arange(0, 100, 0.5)).__next__))
     first, second, last = out.getvalue().splitlines()
-    assert re.fullmatch(r"\[1/2\] digits adamw seed 0: finished after 600/600 steps, 0.00166 → 0.05 ✓, 31.0 s", first)
+    assert re.fullmatch(r"\[1/2\] digits adamw seed 0: finished after 600/600 steps, 0.00166 \(target 0.05 reached\), 31.0 s", first)
     assert second.startswith("[2/2] digits muon seed 0: diverged")
     assert last.startswith("2 runs: 1 diverged, 1 finished")
 
@@ -306,9 +306,10 @@ def test_on_a_terminal_the_table_is_drawn_at_most_four_times_per_second():
     )
     text = out.getvalue()
     assert "digits" in text
-    assert "600/600" in text
+    assert "100%" in text
+    assert "0.00166 / 0.05 ✓" in text
     assert "\x1b[32m" not in text, "NO_COLOR is honoured"
-    drawings = text.count("workload")
+    drawings = text.count("value / target")
     assert 4 <= drawings <= 12, "two seconds of clock, and two runs that ended"
 
 

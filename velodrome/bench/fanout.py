@@ -88,7 +88,8 @@ class _Crew:
         environment = {**os.environ, "OMP_NUM_THREADS": str(plan["threads"]), "PYTHONUNBUFFERED": "1"}
         self.events: queue.Queue[tuple[int, str | None]] = queue.Queue()
         self.errors: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(count)]  # noqa: SIM115
-        self.processes = []
+        self.processes: list[subprocess.Popen[str]] = []
+        self.readers: list[threading.Thread] = []
         for i in range(count):
             process = subprocess.Popen(
                 [sys.executable, "-m", "velodrome.bench.worker"],
@@ -104,7 +105,8 @@ class _Crew:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps({**plan, "first": i}))
                 process.stdin.close()
-            threading.Thread(target=self._read, args=(i,), daemon=True).start()
+            self.readers.append(threading.Thread(target=self._read, args=(i,), daemon=True))
+            self.readers[-1].start()
 
     def _read(self, i: int) -> None:
         stream = self.processes[i].stdout
@@ -129,7 +131,9 @@ class _Crew:
                     alive -= 1
                 elif line.startswith("{"):
                     self._heard(line, hear)
-            return next((self._crash(i) for i, p in enumerate(self.processes) if p.wait() != 0), "")
+            crash = next((self._crash(i) for i, p in enumerate(self.processes) if p.wait() != 0), "")
+            self._close()
+            return crash
 
     def _stop(self, hear: Callable[[str, dict[str, Any]], None]) -> None:
         for p in self.processes:
@@ -146,6 +150,14 @@ class _Crew:
                 _, line = self.events.get(timeout=0.2)
                 if line and line.startswith("{"):
                     self._heard(line, hear)
+        self._close()
+
+    def _close(self) -> None:
+        for reader in self.readers:
+            reader.join()
+        for file in (*self.errors, *(p.stdout for p in self.processes)):
+            if file is not None:
+                file.close()
 
     def _heard(self, line: str, hear: Callable[[str, dict[str, Any]], None]) -> None:
         state = json.loads(line)
@@ -154,6 +166,7 @@ class _Crew:
                 p.terminate()
             for p in self.processes:
                 p.wait()
+            self._close()
             raise ValueError(state["refused"])
         hear(state.pop("run"), state)
 

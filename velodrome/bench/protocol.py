@@ -58,6 +58,7 @@ class Entry:
             "settings": dict(self.recipe.settings),
             "seed": self.seed,
             "source": self.recipe.source,
+            "workload_source": w.source,
             "steps": w.steps,
             "batch_size": w.batch_size,
             "evaluations": w.evaluations,
@@ -158,7 +159,7 @@ class _Training:
         self.run.row(
             step, loss=self.mean.take(), lr=rate, valid=valid, **{f"valid_{k}": v for k, v in values.items()}, diverged=step.diverged
         )
-        return {"state": "running", "t": step.t, "valid": valid, "seconds": step.seconds, **values}
+        return {"state": "running", "t": step.t, "valid": valid, "best": self.best, "seconds": step.seconds, **values}
 
     def _finish(self, step: Step, state: dict[str, Any]) -> None:
         state["state"] = "diverged" if step.diverged else "finished"

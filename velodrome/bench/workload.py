@@ -26,7 +26,8 @@ class Workload:
 
     `load` reads the data, `model` builds the network with the weights that the global generator draws at that moment. `steps` is the budget,
     in updates of `batch_size` examples; it is evaluated `evaluations` times on an even grid, and once before the first step. `cost` says in
-    words what the reference costs, `seconds` as a rough number for planning. `accuracies` are further metrics that are only shown.
+    words what the reference costs, `seconds` as a rough number for planning. `accuracies` are further metrics that are only shown. `source` is
+    the digest of a workload's own file, filled in for those from outside the package.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Workload:
     seconds: float
     evaluations: int = 50
     accuracies: Mapping[str, Loss] = field(default_factory=dict)
+    source: str | None = None
 
     def __post_init__(self):
         assert self.steps % self.evaluations == 0, f"{self.name}: {self.steps} steps do not divide into {self.evaluations} evaluations"

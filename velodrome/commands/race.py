@@ -1,8 +1,6 @@
 """`velodrome race`: train every algorithm on every workload over paired seeds, and tell how much faster each reaches the target."""
 
-import json
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from velodrome.bench import fanout
-from velodrome.commands.options import parse, say
-from velodrome.discover import workload_names
+from velodrome.commands.options import command, parse, print_json, say
+from velodrome.discover import recipe_names, workload_names
 from velodrome.records.read import read
 from velodrome.reports import collect, html
 from velodrome.reports.progress import Progress
@@ -82,9 +80,9 @@ def main(arguments: list[str]) -> int:
         with Progress(total, quiet=o.quiet) as progress:
             states = fanout.run(plan, workers, total, lambda folder, state: show(progress, folder, state))
     except fanout.Stopped as stopped:
-        say(f"Stopped; every run is saved. The same command goes on from here: {command(arguments)}")
+        say(f"Stopped; every run is saved. The same command goes on from here: {command('race', arguments)}")
         return stopped.code
-    return report(o, states, command(arguments))
+    return report(o, states, command("race", arguments))
 
 
 def check(o: Options) -> None:
@@ -95,8 +93,15 @@ def check(o: Options) -> None:
         raise ValueError(f"--on needs a workload: {', '.join(workload_names())}.")
     if o.out.exists() and not o.out.is_dir():
         raise ValueError(f"--out must be a folder, got the file {o.out}.")
+    nearest = next(p for p in (o.out, *o.out.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"--out must be a folder that can be written to, got {o.out}: {nearest} {'is not' if nearest.is_dir() else 'is no folder'}."
+        )
     if o.report.is_dir():
         raise ValueError(f"--report must be a file, got the folder {o.report}: write --report {o.report / 'race.html'}.")
+    if not o.algorithms:
+        raise ValueError(f"name at least one algorithm: {', '.join(recipe_names())}, or FILE.py:CLASS.")
 
 
 def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
@@ -105,9 +110,9 @@ def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
     progress.update(
         folder,
         **about,
-        state={"elsewhere": "waiting", "failed": "interrupted"}.get(state["state"], state["state"]),
+        state="waiting" if state["state"] == "elsewhere" else state["state"],
         **({"step": state["t"], "total": state["steps"]} if "t" in state and "steps" in state else {}),
-        **({"value": state["valid"], "target": state["target"]} if "valid" in state else {}),
+        **({"value": state["valid"], "target": state["target"], "reached": state["best"] <= state["target"]} if "valid" in state else {}),
     )
 
 
@@ -121,7 +126,7 @@ def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> i
         return 1
     race = collect.race(records, axis=o.by, command=typed)
     if o.json:
-        print(json.dumps(to_json(race, o.report)))
+        print_json(to_json(race, o.report))
     else:
         print_race(race.score, race.summary)
     try:
@@ -143,8 +148,3 @@ def to_json(race: Race, path: Path) -> dict[str, Any]:
         "notes": list(race.notes),
         "report": str(path),
     }
-
-
-def command(arguments: list[str]) -> str:
-    """What the user typed, ready to be pasted."""
-    return shlex.join(["velodrome", "race", *arguments])

@@ -41,7 +41,7 @@ def parse(text: str) -> Recipe:
     if made is None:
         near = get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], 1)
         raise ValueError(f"{place} has no {attribute!r}" + (f": did you mean {near[0]!r}?" if near else "."))
-    return _foreign(text, made, options, _digest(module))
+    return _foreign(text, made, options, module_digest(module))
 
 
 def split(text: str) -> tuple[str, dict[str, Any]]:
@@ -91,7 +91,15 @@ def _foreign(text: str, made: Any, options: dict[str, Any], source: str | None) 
     missing = [p.name for p in required[1:] if p.name not in options]
     if missing:
         raise ValueError(f"{text!r} needs a value for {', '.join(missing)}: write {text.split('(')[0]}({missing[0]}=…).")
-    build = partial(_build, made, required[0].name in ("model", "module", "network"), text, options)
+    wants_model = required[0].name in ("model", "module", "network")
+    build = partial(_build, made, wants_model, text, options)
+    if not wants_model:  # a value that it refuses is an error now, not in the middle of a race
+        try:
+            build(nn.Linear(2, 2))
+        except ValueError:
+            raise
+        except Exception as error:
+            raise ValueError(f"{text!r} cannot be made: {type(error).__name__}: {error}.") from error
     return Recipe(text, build, SCHEDULES[shape], {**options, "schedule": shape}, source)
 
 
@@ -142,7 +150,7 @@ def load_module(place: str) -> ModuleType:
     return module
 
 
-def _digest(module: ModuleType) -> str | None:
+def module_digest(module: ModuleType) -> str:
     """SHA-256 of the user's file and of the modules it imported from its own folder; for an installed package, its name and version."""
     file = Path(module.__file__ or "")
     if not module.__name__.startswith("velodrome_user_"):

@@ -178,5 +178,5 @@ def _quoted(text: str) -> str:
 
 def _one_line(message: str) -> str:
     """DuckDB's first sentences without the excerpt of the query."""
-    line = re.sub(r"^[\w ]+ Error: ", "", " ".join(re.split(r"\n\s*LINE \d", message)[0].split()))
+    line = re.sub(r"^[\w ]+ Error: ", "", " ".join(re.split(r"\n\s*LINE \d|Traceback \(", message)[0].split()))
     return f"the query cannot be answered: {line}" + ("" if line.endswith((".", "!")) else ".")

@@ -20,8 +20,15 @@ from rich.text import Text
 from velodrome.reports.console import Terminal
 from velodrome.reports.words import MISSING, digits, seconds
 
-STYLES = {"running": "cyan", "diverged": "red", "interrupted": "yellow", "finished": "green", "waiting": "dim"}  # order of the table
-OVER = ("finished", "diverged", "interrupted")
+STYLES = {  # in the order of the table
+    "running": "cyan",
+    "failed": "red",
+    "diverged": "red",
+    "interrupted": "yellow",
+    "finished": "green",
+    "waiting": "dim",
+}
+OVER = ("finished", "diverged", "interrupted", "failed")
 INTERVAL = 0.25  # seconds between two drawings: 4 Hz
 
 
@@ -52,7 +59,7 @@ class _Run:
 
     def metric(self) -> str:
         value = MISSING if self.value is None else digits(self.value)
-        return value if self.target is None else f"{value} → {digits(self.target)}{' ✓' if self.reached else ''}"
+        return value if self.target is None else f"{value} / {digits(self.target)}{' ✓' if self.reached else ''}"
 
 
 def _clock(x: float | None) -> str:
@@ -107,7 +114,7 @@ class Progress:
     def update(self, run_id: str, **state: Any) -> None:
         """Note what is new about a run: any of workload, algorithm, seed, state, step, total, value, target, reached.
 
-        States are waiting, running, finished, diverged and interrupted; `step` of `total` optimizer steps; `value` and `target` of the
+        States are waiting, running, finished, diverged, failed and interrupted; `step` of `total` optimizer steps; `value` and `target` of the
         validation metric. ValueError for another state or another name. Cheap: the table is drawn at most four times per second.
         """
         unknown = state.keys() - FIELDS
@@ -139,20 +146,15 @@ class Progress:
         runs = sorted(self._runs.values(), key=lambda r: (order.index(r.state), -(r.ended or 0)))
         room = max(3, self._console.height - 4)
         table = Table(box=None, pad_edge=False, header_style="dim", caption=self._counts(len(runs) - room), caption_justify="left")
-        for name in ("workload", "algorithm", "seed", "state"):
-            table.add_column(name, no_wrap=True, justify="right" if name == "seed" else "left")
-        table.add_column("step", no_wrap=True, justify="right")
-        table.add_column("", width=12)
-        table.add_column("value → target", no_wrap=True)
-        table.add_column("elapsed / left", no_wrap=True)
+        for name, width in (("run", None), ("state", None), ("", 8), ("", 4), ("value / target", None), ("time, left", None)):
+            table.add_column(name, no_wrap=True, width=width, justify="right" if width == 4 else "left")
         for run in runs[:room]:
-            bar = ProgressBar(total=run.total or 1, completed=min(run.step, run.total or 1), width=12)
+            bar = ProgressBar(total=run.total or 1, completed=min(run.step, run.total or 1), width=8)
+            share = f"{run.step / run.total:.0%}" if run.total else str(run.step)
             left = run.remaining(now)
-            clock = "" if run.started is None else _clock(run.elapsed(now)) + ("" if left is None else f" / {_clock(left)}")
-            steps = f"{run.step}/{run.total}" if run.total else str(run.step)
-            seed = MISSING if run.seed is None else str(run.seed)
-            names = Text(run.workload), Text(run.algorithm), seed, Text(run.state, style=STYLES[run.state])
-            table.add_row(*names, steps, bar, Text(run.metric()), Text(clock))
+            clock = "" if run.started is None else _clock(run.elapsed(now)) + ("" if left is None else f", {_clock(left)}")
+            name = " ".join([run.workload, run.algorithm] + ([] if run.seed is None else [f"#{run.seed}"]))
+            table.add_row(Text(name), Text(run.state, style=STYLES[run.state]), bar, share, Text(run.metric()), Text(clock))
         return table
 
     def _counts(self, hidden: int = 0) -> str:
@@ -160,13 +162,15 @@ class Progress:
         states["waiting"] += max(0, self.total_runs - len(self._runs))
         told = ", ".join(f"{states[s]} {s}" for s in STYLES if states[s])
         more = f" ({hidden} not shown)" if hidden > 0 else ""
-        return f"{self.total_runs} runs: {told}{more} · {_clock(self._clock() - self._began)}"
+        return f"{self.total_runs} run{'' if self.total_runs == 1 else 's'}: {told}{more} · {_clock(self._clock() - self._began)}"
 
     def _line(self, run: _Run, now: float) -> str:
         done = sum(r.state in OVER for r in self._runs.values())
         name = " ".join([run.workload, run.algorithm] + ([] if run.seed is None else [f"seed {run.seed}"]))
         steps = f"{run.step}/{run.total} steps" if run.total else f"{run.step} steps"
-        return f"[{done}/{self.total_runs}] {name}: {run.state} after {steps}, {run.metric()}, {_clock(run.elapsed(now))}"
+        value = MISSING if run.value is None else digits(run.value)
+        goal = "" if run.target is None else f" (target {digits(run.target)}{'' if run.reached else ' not'} reached)"
+        return f"[{done}/{self.total_runs}] {name}: {run.state} after {steps}, {value}{goal}, {_clock(run.elapsed(now))}"
 
 
 FIELDS = frozenset({"workload", "algorithm", "seed", "state", "step", "total", "value", "target", "reached"})
