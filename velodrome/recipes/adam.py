@@ -6,7 +6,7 @@ from velodrome.optim.adam import adam as optimizer
 from velodrome.recipes.recipe import Recipe, warm_linear
 
 
-def adam(lr: float = 3e-3, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8, weight_decay: float = 0.0) -> Recipe:
+def adam(lr: float = 1.2e-2, betas: tuple[float, float] = (0.9, 0.99), eps: float = 1e-8, weight_decay: float = 0.0) -> Recipe:
     """Adam with L2 regularisation."""
     settings = dict(locals())
     return Recipe("adam", partial(optimizer, **settings), warm_linear, settings)

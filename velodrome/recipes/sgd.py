@@ -6,7 +6,7 @@ from velodrome.optim.sgd import sgd as optimizer
 from velodrome.recipes.recipe import Recipe, warm_linear
 
 
-def sgd(lr: float = 0.1, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = True) -> Recipe:
+def sgd(lr: float = 0.2, momentum: float = 0.9, weight_decay: float = 5e-4, nesterov: bool = True) -> Recipe:
     """SGD with Nesterov momentum."""
     settings = dict(locals())
     return Recipe("sgd", partial(optimizer, **settings), warm_linear, settings)
