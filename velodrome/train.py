@@ -12,6 +12,7 @@ measure, save) is outside it by construction, and a reader that writes parameter
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from inspect import signature
 from itertools import chain
 from math import isfinite
 from time import perf_counter
@@ -33,7 +34,7 @@ class Counters:
     """What has been spent up to and including the gradient of step `t`; cumulative, and part of every checkpoint.
 
     `flops` counts the products of gradient and optimizer (`flops.py`); `tokens` is None for tasks without tokens; seconds are the clock's.
-    `first_loss` and `high` are the loop's memory for judging divergence.
+    `first_loss`, `last_loss` and `high` are the loop's memory: for judging divergence, and for a closure.
     """
 
     t: int = -1
@@ -44,6 +45,7 @@ class Counters:
     gradient_seconds: float = 0.0
     optimizer_seconds: float = 0.0
     first_loss: float | None = None
+    last_loss: float = 0.0
     high: int = 0
 
     @property
@@ -86,6 +88,7 @@ def train(
     *,
     model: nn.Module | None = None,
     after: Mapping[str, Any] | None = None,
+    batch: Batch | None = None,
     guard: bool = True,
     explosion: float = 10.0,
     clock: Callable[[], float] = perf_counter,
@@ -93,11 +96,13 @@ def train(
     """Train until the batches end, the reader breaks or the loss diverges; yields one Step per step.
 
     `gradient(batch)` fills `.grad` and returns the mean loss. `lr(t)` sets the rate of the first parameter group; the other groups keep their
-    ratio to it (torch's `initial_lr` remembers it); None leaves the rates alone. `model` lets the guard see buffers and give names.
+    ratio to it (torch's `initial_lr` remembers it); None leaves the rates alone. `model` lets the guard see buffers and give names;
+    `guard=False` saves two passes over the weights per step. The loss has exploded when it stays for 5 steps above `explosion` times the
+    first loss (or times 1, if that is larger: a small first loss is no scale). The loss is read every step, which on a GPU waits for it.
+
     `after` continues from `Step.state()`: parameters, gradients, optimizer, stream and random generators must have been restored, and the
-    first thing done is the update that was pending. `guard=False` saves two passes over the weights per step. The loss has exploded when it
-    stays for 5 steps above `explosion` times the first loss (or times 1, if that is larger: a small first loss is no scale). The loss is read
-    every step, which on a GPU waits for it.
+    first thing done is the update that was pending. An optimizer whose `step` requires a closure (torch's LBFGS) gets one: its first call
+    returns the loss at hand, later ones compute loss and gradient of the same batch anew; to continue with one, give that `batch` too.
     """
     counters = Counters(**after) if after is not None else Counters()
     tensors = named_tensors(optimizer, model)
@@ -105,10 +110,16 @@ def train(
     now = _synchronised(clock, tensors)
     flops: dict[Any, int] = {}
     source = iter(batches)
-    pending = after is not None
+    closes = needs_closure(optimizer)
+    if closes and after is not None and batch is None:
+        raise ValueError(
+            f"{type(optimizer).__name__}.step requires a closure: to continue, give the batch of step {counters.t} as batch=…."
+        )
+    loss, pending = counters.last_loss, after is not None
     while True:
         tick = now()
-        update_flops = _update(optimizer, flops) if pending else 0
+        closure = _Closure(gradient, optimizer, batch, loss, flops) if closes and batch is not None else None
+        update_flops = _update(optimizer, flops, closure) if pending else 0
         updated = now()
         batch = next(source, None)
         if batch is None:
@@ -131,6 +142,7 @@ def train(
             counters.gradient_seconds + done - drawn,
             counters.optimizer_seconds + updated - tick,
             first,
+            loss,
             high,
         )
         diverged = None if isfinite(loss) else ("nan" if loss != loss else "inf")
@@ -156,14 +168,44 @@ def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int]) -> tuple[
     return float(value.detach()), flops[shape]
 
 
-def _update(optimizer: torch.optim.Optimizer, flops: dict[Any, int]) -> int:
-    """Step, clear the gradients, and return the FLOPs, counted on the first step of this process."""
-    if "update" in flops:
-        optimizer.step()
+def _update(optimizer: torch.optim.Optimizer, flops: dict[Any, int], closure: "_Closure | None") -> int:
+    """Step, clear the gradients, and return the FLOPs: counted on the first step of this process, or of the gradients that a closure added."""
+    if closure is not None:
+        optimizer.step(closure)
+        update = closure.flops
     else:
-        _, flops["update"] = counted(optimizer.step)
+        if "update" in flops:
+            optimizer.step()
+        else:
+            _, flops["update"] = counted(optimizer.step)
+        update = flops["update"]
     optimizer.zero_grad()
-    return flops["update"]
+    return update
+
+
+class _Closure:
+    """What `step(closure)` calls: the gradient is there already the first time, and computed anew at other weights later."""
+
+    def __init__(self, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, loss: float, known: dict[Any, int]):
+        self.gradient, self.optimizer, self.batch, self.loss, self.known = gradient, optimizer, batch, loss, known
+        self.fresh, self.flops = True, 0
+
+    def __call__(self) -> float:
+        if self.fresh:
+            self.fresh = False
+            return self.loss
+        self.optimizer.zero_grad()
+        loss, flops = _gradient(self.gradient, self.batch, self.known)
+        self.flops += flops
+        return loss
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether `step` has a required parameter."""
+    return any(
+        p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        for p in signature(optimizer.step).parameters.values()
+    )
 
 
 def _synchronised(clock: Callable[[], float], tensors: Mapping[str, Tensor]) -> Callable[[], float]:

@@ -218,3 +218,20 @@ def test_groups_keep_their_ratio_to_the_first():
     assert [g["lr"] for g in optimizer.param_groups] == [0.5, 0.125]
     set_lr(optimizer, 0.0)
     assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.0]
+
+
+def test_an_optimizer_that_requires_a_closure_gets_the_loss_at_hand_and_then_new_ones():
+    w = nn.Parameter(torch.tensor([3.0, -2.0], dtype=torch.float64))
+    scale = torch.tensor([1.0, 10.0], dtype=torch.float64)
+    calls = []
+
+    def gradient(batch):
+        calls.append(w.detach().clone())
+        loss = (scale * w.square()).sum()
+        loss.backward()
+        return loss.detach()
+
+    optimizer = torch.optim.LBFGS([w], max_iter=20, line_search_fn="strong_wolfe")
+    steps = list(train(gradient, optimizer, batches(4)))
+    assert steps[1].loss < 1e-8  # a quadratic in two dimensions is solved in one step of its inner iterations
+    assert not torch.equal(calls[0], calls[1])  # the gradient at the start was not computed twice

@@ -25,7 +25,7 @@ from velodrome.recipes.recipe import Recipe
 from velodrome.records.checkpoint import latest, save
 from velodrome.records.digest import content_hash, package_digest
 from velodrome.records.run import Run
-from velodrome.train import Step, train
+from velodrome.train import Step, needs_closure, train
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class _Training:
         first_lr = float(self.optimizer.param_groups[0]["lr"])
         schedule = self.entry.recipe.schedule and self.entry.recipe.schedule(first_lr, w.steps)
         lr = (lambda t: schedule(min(t, w.steps - 1))) if schedule else None
-        after = self._restore()
+        after, pending = self._restore()
         batches = (batch.to(self.entry.setting.device) for batch in self.stream)
-        for step in train(self.gradient, self.optimizer, batches, lr, model=self.model, after=after):
+        for step in train(self.gradient, self.optimizer, batches, lr, model=self.model, after=after, batch=pending):
             self.mean.add(step.loss)
             end = step.t == w.steps or step.diverged is not None
             if step.t % w.every == 0 or end:
@@ -196,6 +196,7 @@ class _Training:
             "best": self.best,
             "evaluation_seconds": self.evaluation_seconds,
             "random": capture(),
+            "batch": [step.batch.inputs, step.batch.targets, step.batch.tokens] if needs_closure(self.optimizer) else None,
         }
         try:
             save(self.run.folder, step.t, tree)
@@ -204,11 +205,11 @@ class _Training:
             (self.run.folder / "not-resumable.txt").write_text(f"{error}\n", encoding="utf-8")
         self.saved = time.monotonic()
 
-    def _restore(self) -> dict[str, Any] | None:
+    def _restore(self) -> tuple[dict[str, Any] | None, Batch | None]:
         found = latest(self.run.folder)
         if found is None:
             self.run.truncate(0)
-            return None
+            return None, None
         tree = found[1]
         self.model.load_state_dict(tree["model"])
         for name, p in self.model.named_parameters():
@@ -220,7 +221,7 @@ class _Training:
         self.mean.total, self.mean.count = tree["mean"]
         self.best, self.evaluation_seconds = tree["best"], tree["evaluation_seconds"]
         restore(tree["random"])
-        return tree["counters"]
+        return tree["counters"], Batch(*tree["batch"]).to(self.entry.setting.device) if tree["batch"] else None
 
 
 class Mean:
