@@ -11,12 +11,11 @@ measure, save) is outside it by construction, and a reader that writes parameter
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from inspect import signature
 from itertools import chain
 from math import isfinite
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +28,7 @@ Gradient = Callable[[Batch], Tensor]
 EXPLODED_STEPS = 5  # a spike may heal; this many steps in a row do not
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(NamedTuple):
     """What has been spent up to and including the gradient of step `t`; cumulative, and part of every checkpoint.
 
     `flops` counts the products of gradient and optimizer (`flops.py`); `tokens` is None for tasks without tokens; seconds are the clock's.
@@ -54,8 +52,7 @@ class Counters:
         return self.data_seconds + self.gradient_seconds + self.optimizer_seconds
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One step, as the reader sees it: the batch, its mean loss, what was spent so far, and `diverged`.
 
     `diverged` is None, or "nan", "inf" or "exploded": then the update is not made and the loop ends after this step.
@@ -66,18 +63,49 @@ class Step:
     diverged: str | None
     counters: Counters
 
-    t = property(lambda self: self.counters.t, doc="Number of the step, from 0.")
-    examples = property(lambda self: self.counters.examples, doc="Examples drawn so far.")
-    tokens = property(lambda self: self.counters.tokens, doc="Tokens drawn so far, or None.")
-    flops = property(lambda self: self.counters.flops, doc="FLOPs so far.")
-    seconds = property(lambda self: self.counters.seconds, doc="Seconds on the clock so far.")
-    data_seconds = property(lambda self: self.counters.data_seconds, doc="Of these, waiting for batches.")
-    gradient_seconds = property(lambda self: self.counters.gradient_seconds, doc="Of these, forward and backward.")
-    optimizer_seconds = property(lambda self: self.counters.optimizer_seconds, doc="Of these, in the optimizer.")
+    @property
+    def t(self) -> int:
+        """Number of the step, from 0."""
+        return self.counters.t
+
+    @property
+    def examples(self) -> int:
+        """Examples drawn so far."""
+        return self.counters.examples
+
+    @property
+    def tokens(self) -> int | None:
+        """Tokens drawn so far, or None."""
+        return self.counters.tokens
+
+    @property
+    def flops(self) -> int:
+        """FLOPs so far."""
+        return self.counters.flops
+
+    @property
+    def seconds(self) -> float:
+        """Seconds on the clock so far."""
+        return self.counters.seconds
+
+    @property
+    def data_seconds(self) -> float:
+        """Of these, waiting for batches."""
+        return self.counters.data_seconds
+
+    @property
+    def gradient_seconds(self) -> float:
+        """Of these, forward and backward."""
+        return self.counters.gradient_seconds
+
+    @property
+    def optimizer_seconds(self) -> float:
+        """Of these, in the optimizer."""
+        return self.counters.optimizer_seconds
 
     def state(self) -> dict[str, Any]:
         """The counters as plain numbers, for a checkpoint; give them to `train(..., after=…)` to go on."""
-        return asdict(self.counters)
+        return self.counters._asdict()
 
 
 def train(
@@ -165,7 +193,7 @@ def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int]) -> tuple[
         value = gradient(batch)
     else:
         value, flops[shape] = counted(gradient, batch)
-    return float(value.detach()), flops[shape]
+    return value.item(), flops[shape]
 
 
 def _update(optimizer: torch.optim.Optimizer, flops: dict[Any, int], closure: "_Closure | None") -> int:

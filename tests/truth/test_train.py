@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from velodrome.data.stream import Batch
+from velodrome.guard import digest_on_device
 from velodrome.optim.adam import adamw
 from velodrome.optim.muon import muon
 from velodrome.optim.sgd import sgd
@@ -119,6 +120,36 @@ def test_a_reader_that_only_looks_is_not_an_error():
         copy.deepcopy(model)[0].weight.data.zero_()
         sum(p.grad.norm() for p in model.parameters())
     assert step.t == 4
+
+
+@pytest.mark.parametrize("what", ["one bit", "a sign flip", "an exchange of rows", "the last of an odd number"])
+def test_large_tensors_are_guarded_by_their_digest(what):
+    model = nn.Linear(301, 301, bias=False)  # beyond what is copied, and an odd number of elements
+    write = {
+        "one bit": lambda w: w.view(torch.int32)[7, 7].bitwise_xor_(1),
+        "a sign flip": lambda w: w.neg_(),
+        "an exchange of rows": lambda w: w.copy_(w.flip(0)),
+        "the last of an odd number": lambda w: w[-1, -1].mul_(1.001),
+    }
+    data = [Batch(torch.randn(2, 301), torch.zeros(2, 301))] * 4
+    with pytest.raises(ValueError, match="step 1 changed weight"):
+        for step in train(backward(model), sgd(model.parameters()), data, model=model):
+            if step.t == 1:
+                write[what](model.weight.data)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1021, 6), (5, 4099)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_digest_on_a_device_sees_every_single_bit(shape, dtype):
+    """The one for GPUs, run here on the CPU."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    whole, flat = digest_on_device(x), x.view(-1)
+    for i in range(0, x.numel(), max(1, x.numel() // 50)):
+        y = flat.clone()
+        y.view(torch.uint8)[i * x.element_size()].bitwise_xor_(1 << i % 8)
+        assert digest_on_device(y.view(shape)) != whole
+    assert digest_on_device(x.clone()) == whole
+    assert digest_on_device(x.flip(0)) != whole
 
 
 def test_bfloat16_and_non_contiguous_parameters_are_guarded_too():
