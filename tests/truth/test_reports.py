@@ -86,8 +86,23 @@ def test_the_answer_is_one_sentence_with_the_numbers_of_the_score(race):
         f"On digits and stdlib-gpt, muon reaches the target {muon.speedup:.2f}× [{muon.low:.2f}, {muon.high:.2f}] faster than adamw"
     )
     assert muon.speedup == pytest.approx(1.5, rel=0.02)
-    assert sentence.endswith("; lion is not separable from adamw at this scale.")
+    assert "; lion is not separable from adamw at this scale; on digits alone lion is slower (0.60× [" in sentence
     assert "muon is slower (0.50× [" in words.answer(make_race(speed=0.5).score)
+
+
+def test_the_answer_tells_where_an_algorithm_that_is_not_separable_overall_is_faster_or_slower():
+    trials = [
+        Trial(w, a, seed, True, {"seconds": cost * (1 + 0.001 * seed * (a == "muon"))})
+        for w, ours in (("digits", 2.0), ("gpt", 0.4))
+        for a, cost in (("adamw", 1.0), ("muon", ours))
+        for seed in range(3)
+    ]
+    trials += [Trial("noise", a, s, True, {"seconds": 8.0 ** ((a == "muon") * (s - 1))}) for a in ("adamw", "muon") for s in range(3)]
+    sentence = words.answer(speedups(trials))
+    assert "muon is not separable from adamw at this scale" in sentence
+    assert re.search(r"on gpt alone muon is 2\.\d+× \[2\.\d+, 2\.\d+\] faster", sentence)
+    assert re.search(r"on digits alone muon is slower \(0\.50× \[", sentence)
+    assert "noise alone" not in sentence
 
 
 def test_the_answer_does_not_claim_what_one_seed_cannot_show():

@@ -103,7 +103,7 @@ class _Crew:
             assert process.stdin is not None
             self.processes.append(process)
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(json.dumps({**plan, "first": i}))
+                process.stdin.write(json.dumps({**plan, "workers": count, "first": i}))
                 process.stdin.close()
             self.readers.append(threading.Thread(target=self._read, args=(i,), daemon=True))
             self.readers[-1].start()

@@ -1,7 +1,8 @@
 """A worker of a race: `python -m velodrome.bench.worker`, a plan on stdin, one JSON line on stdout whenever a run has got somewhere.
 
-Workers share nothing but the folder of runs. Each goes through all groups (a workload and a seed), claims the runs that nobody has, and
-trains them in turn, one evaluation interval each, so that whatever slows the machine down slows all algorithms down.
+Workers share nothing but the folder of runs. Each goes through groups of runs (a workload and a seed), claims those that nobody has, and trains
+them in turn, one evaluation interval each, so that whatever slows the machine down slows all algorithms down. Where the seeds do not divide among
+the workers, the last groups are trained by several at the same time, which is as fair; at the end each looks for what is left.
 """
 
 import json
@@ -22,11 +23,12 @@ from velodrome.records.lock import Busy
 
 
 class Worker:
-    """One process's share of a plan: {"root", "algorithms", "workloads", "seeds", "setting", "threads", "first"}."""
+    """One process's share of a plan: {"root", "algorithms", "workloads", "seeds", "setting", "threads", "workers", "first"}."""
 
     def __init__(self, plan: dict[str, Any], emit: Any = print):
         self.plan, self.emit, self.stopping = plan, emit, False
-        self.parent = os.getppid()
+        self.parent, self.root = os.getppid(), Path(plan["root"])
+        self.session = environment(threads=plan["threads"], device=plan["setting"].get("device", "cpu"))
 
     def stop(self) -> bool:
         """Whether to save and leave: asked to, or whoever started the race is gone."""
@@ -40,42 +42,42 @@ class Worker:
             self.stopping = True
 
     def work(self) -> None:
-        """All groups, beginning with the one this worker was told to, so that workers start on different ones."""
+        """Understand the plan, or refuse it; then this worker's share of it, then whatever is left."""
         try:
-            groups = self.groups()
+            share, everything = self.groups()
         except ValueError as error:  # the user's mistake: an unknown name, a workload without its data, a bad option
             self.emit(json.dumps({"refused": str(error)}), flush=True)
             raise SystemExit(2) from None
-        for group in groups:
-            if self.stop():
-                return
+        for group in share:
             self.together(group)
+        for group in everything:  # not what has just failed, here or in another worker
+            self.together([e for e in group if not (self.root / e.folder / "error.txt").exists()])
 
-    def groups(self) -> list[list[tuple[str, Iterator[dict[str, Any]]]]]:
-        """The runs of each workload and seed; long workloads first."""
-        plan = self.plan
-        setting = Setting(**plan["setting"])
-        recipes = [parse(text) for text in plan["algorithms"]]
-        workloads = [workload(text) for text in plan["workloads"]]
-        session = environment(threads=plan["threads"], device=setting.device)
-        loaded = {w.name: w.load() for w in workloads}
-        groups = []
-        for w in sorted(workloads, key=lambda w: -w.seconds):
-            for seed in plan["seeds"]:
-                entries = [Entry(w, loaded[w.name], recipe, seed, setting) for recipe in recipes]
-                groups.append([(e.folder, self.described(e, session)) for e in entries])
-        first = plan["first"] % len(groups)
-        return groups[first:] + groups[:first]
+    def groups(self) -> tuple[list[list[Entry]], list[list[Entry]]]:
+        """This worker's share of the groups, and all of them; long workloads first. Groups that do not divide among the workers are shared."""
+        mine, workers = self.plan["first"], self.plan.get("workers", 1)
+        setting = Setting(**self.plan["setting"])
+        recipes = [parse(text) for text in self.plan["algorithms"]]
+        workloads = sorted([workload(text) for text in self.plan["workloads"]], key=lambda w: -w.seconds)
+        share, everything = [], []
+        for w in workloads:
+            data = w.load()
+            groups = [[Entry(w, data, recipe, seed, setting) for recipe in recipes] for seed in self.plan["seeds"]]
+            whole = len(groups) // workers * workers
+            share += groups[mine:whole:workers] + [group[mine::workers] for group in groups[whole:]]
+            everything += groups
+        return share, everything
 
-    def described(self, entry: Entry, session: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def described(self, entry: Entry) -> Iterator[dict[str, Any]]:
         """The run's states, each with what a reader of the line must know about it."""
         w = entry.workload
         about = {"workload": w.name, "algorithm": entry.recipe.name, "seed": entry.seed, "steps": w.steps, "target": w.targets[-1]}
-        for state in drive(entry, Path(self.plan["root"]), session, self.stop):
+        for state in drive(entry, self.root, self.session, self.stop):
             yield {**about, **state}
 
-    def together(self, runs: list[tuple[str, Iterator[dict[str, Any]]]]) -> None:
+    def together(self, entries: list[Entry]) -> None:
         """Advance the runs in turn until none is left."""
+        runs = [(e.folder, self.described(e)) for e in entries if not self.stop()]
         while runs:
             runs = [run for run in runs if self.advance(*run)]
 

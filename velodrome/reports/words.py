@@ -78,7 +78,7 @@ def joined(names: Sequence[str]) -> str:
 
 
 def answer(score: Score) -> str:
-    """The race in one sentence: who is faster than the reference, by how much; and who is slower or not separable."""
+    """The race in one sentence: who is faster than the reference, by how much; who is slower or not separable, and where it is after all."""
     if not score.overall:
         return f"Only {score.reference} was raced: name another algorithm to compare it with."
     where = joined(list(dict.fromkeys(c.workload for c in score.cells if c.workload)))
@@ -96,4 +96,9 @@ def answer(score: Score) -> str:
         names = [s.algorithm for s in score.overall if s.verdict == verdict]
         if names:
             parts.append(f"{joined(names)} {'is' if len(names) == 1 else 'are'} {phrase.format(score.reference)}")
+    undecided = {s.algorithm for s in score.overall if s.verdict == "not separable at this scale"}
+    for c in score.cells:
+        if c.algorithm in undecided and c.verdict in ("faster", "slower"):
+            verdict = f"{times(c)} faster" if c.verdict == "faster" else f"slower ({times(c)})"
+            parts.append(f"on {c.workload} alone {c.algorithm} is {verdict}")
     return f"On {where}, {'; '.join(parts)}."
