@@ -25,6 +25,7 @@ format: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.optimizers
 	$(BIN)/python -m benchmarks.records
 	$(BIN)/python -m benchmarks.race
 

@@ -1,0 +1,1 @@
+"""What costs how much: each module is run by one command, `python -m benchmarks.NAME`."""
