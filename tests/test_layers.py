@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "recipes": {"discover", "optim", "schedules"},
     "records": {"version"},
     "bench": {"data", "models", "losses", "gradients", "optim", "schedules", "train", "recipes", "records", "discover"},
-    "reports": {"records", "bench", "version"},
+    "reports": {"data", "records", "bench", "version"},
     "commands": {"data", "bench", "records", "recipes", "reports", "discover", "version"},
     "cli": {"version"},
     "__main__": {"cli"},

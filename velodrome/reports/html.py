@@ -5,16 +5,20 @@ connection to anywhere (W3C Content Security Policy Level 3, https://www.w3.org/
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 from functools import cache
 from html import escape
+from importlib.metadata import version as version_of
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from velodrome.bench.score import Row, Speedup
+from velodrome.data.folder import cache as cache_folder
+from velodrome.records.disk import replace
 from velodrome.reports import charts
 from velodrome.reports.race import AXES, Race
 from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
@@ -209,14 +213,22 @@ def _repeat(race: Race) -> str:
 
 @cache
 def _bundle() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script; made in three seconds, and so kept in the user's cache folder."""
     alt = charts.altair()
     import vl_convert
 
+    kept = cache_folder() / f"vega-{alt.SCHEMA_VERSION}-{version_of('vl-convert-python')}.js"
+    if kept.is_file():
+        return kept.read_text(encoding="utf-8")
     version = ".".join(alt.SCHEMA_VERSION.removeprefix("v").split(".")[:2])  # the Vega-Lite for which Altair writes
     scripts = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=version)
 
     # The parser of HTML normalises line ends before hashing, and would end the script at a closing tag inside it.
-    return scripts.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
+    scripts = scripts.replace("\r\n", "\n").replace("\r", "\n").replace("</script", "<\\/script")
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace(kept, scripts.encode())
+    return scripts
 
 
 def _resource(name: str) -> str:
