@@ -3,6 +3,9 @@
 A multiplication and an addition are two. Elementwise work is not counted, as is usual. torch's counter gives 0 for the attention kernel that CPUs
 use (`_scaled_dot_product_flash_attention_for_cpu`, torch 2.13), so it is told here: two products forward, five backward (one recomputed),
 over the full square also when causal: torch's own convention for its GPU kernels.
+
+The loop counts the gradient for each shape of batch and the update once, on the run's first: for an optimizer that does its heavy work every
+k-th step only, the update's share is wrong by up to a factor of k.
 """
 
 import math

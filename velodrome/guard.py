@@ -5,7 +5,7 @@ digest is kept: one pass over memory, 64-bit words summed modulo 2^64 in 1,021 c
 of one word always changes it, any other escapes with a chance of about 2^-64, unless it only moves words by multiples of 1,021.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ def digest(data: Any) -> int:
 
 
 def digest_on_device(tensor: Tensor) -> int:
-    """The same for a tensor that NumPy cannot see in place, on its own device."""
-    flat = tensor.detach().contiguous().view(-1)
+    """The same for a tensor that NumPy cannot see in place, on its own device; of a sparse one, for its values."""
+    plain = tensor.detach()
+    flat = (plain if plain.layout == torch.strided else plain.coalesce().values()).contiguous().view(-1)
     words = flat.view(BITS[flat.element_size()])
     weights = torch.from_numpy(WEIGHTS.view(np.int64)).to(words.device)
     rows = words.numel() // COLUMNS
@@ -44,10 +45,15 @@ def digest_on_device(tensor: Tensor) -> int:
 
 def view(tensor: Tensor) -> Any:
     """The memory of a tensor as an array, or None where there is no such view: another device, not contiguous."""
-    if not (tensor.is_cpu and tensor.is_contiguous()):
+    if not (tensor.is_cpu and tensor.layout == torch.strided and tensor.is_contiguous()):
         return None
     plain = tensor.detach() if tensor.requires_grad else tensor
     return (plain if plain.dtype in NUMPY_DTYPES else plain.view(-1).view(BITS[plain.element_size()])).numpy()
+
+
+def address(tensor: Tensor) -> int:
+    """Where the content lies; 0 for a sparse tensor, which has no such place."""
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
 
 
 def content(tensor: Tensor, array: Any) -> Any:
@@ -58,10 +64,14 @@ def content(tensor: Tensor, array: Any) -> Any:
 
 
 class Guard:
-    """What named tensors and their gradients hold, remembered before a reader and compared after it. On the path of every step."""
+    """What named tensors and their gradients hold, remembered before a reader and compared after it. On the path of every step.
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = [(name, t, name + ".grad") for name, t in tensors.items()]
+    `named()` gives (name, tensor, name of its gradient); it is asked at every step, because a forward pass may put another tensor in a buffer's place.
+    """
+
+    def __init__(self, named: Callable[[], list[tuple[str, Tensor, str]]]):
+        self.named = named
+        self.tensors: list[tuple[str, Tensor, str]] = []
         self.arrays: dict[str, tuple[int, Any]] = {}  # address and view of what stays where it is: parameters and buffers
         self.seen: list[tuple[str, Tensor, int, Any, Any]] = []  # name, tensor, address, view, content
         self.grads: list[Tensor | None] = []
@@ -69,30 +79,35 @@ class Guard:
     def close(self) -> None:
         """Remember."""
         seen = self.seen = []
+        self.tensors = self.named()
         self.grads = [t.grad for _, t, _ in self.tensors]
         for (name, t, grad_name), g in zip(self.tensors, self.grads, strict=True):
-            address = t.data_ptr()
+            place = address(t)
             known, array = self.arrays.get(name, (None, None))
-            if known != address:
+            if known != place:
                 array = view(t)
-                self.arrays[name] = address, array
-            seen.append((name, t, address, array, content(t, array)))
+                self.arrays[name] = place, array
+            seen.append((name, t, place, array, content(t, array)))
             if g is not None:
                 array = view(g)
-                seen.append((grad_name, g, g.data_ptr(), array, content(g, array)))
+                seen.append((grad_name, g, address(g), array, content(g, array)))
+
+    def difference(self) -> str | None:
+        """The first tensor that is no longer as `close` saw it, by name."""
+        for name, tensor, place, array, before in self.seen:
+            if address(tensor) != place or content(tensor, array) != before:
+                return name
+        for (_, tensor, name), grad in zip(self.tensors, self.grads, strict=True):
+            if tensor.grad is not grad:
+                return name
+        return None
 
     def check(self, t: int) -> None:
         """Raise ValueError naming the first tensor that differs from what `close` saw."""
-        for name, tensor, address, array, before in self.seen:
-            if tensor.data_ptr() != address or content(tensor, array) != before:
-                self._refuse(t, name)
-        for (_, tensor, name), grad in zip(self.tensors, self.grads, strict=True):
-            if tensor.grad is not grad:
-                self._refuse(t, name)
+        changed = self.difference()
         self.seen, self.grads = [], []  # or the gradients' memory could not be used again by the next backward pass
-
-    def _refuse(self, t: int, what: str) -> None:
-        raise ValueError(
-            f"the reader of step {t} changed {what}: between the gradient and the update it may only look. "
-            "Change a copy, or make the change part of the optimizer, the gradient or the stream."
-        )
+        if changed is not None:
+            raise ValueError(
+                f"the reader of step {t} changed {changed}: between the gradient and the update it may only look. "
+                "Change a copy, or make the change part of the optimizer, the gradient or the stream."
+            )

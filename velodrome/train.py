@@ -12,7 +12,6 @@ measure, save) is outside it by construction, and a reader that writes parameter
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import signature
-from itertools import chain
 from math import isfinite
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -32,7 +31,8 @@ class Counters(NamedTuple):
     """What has been spent up to and including the gradient of step `t`; cumulative, and part of every checkpoint.
 
     `flops` counts the products of gradient and optimizer (`flops.py`); `tokens` is None for tasks without tokens; seconds are the clock's.
-    `first_loss`, `last_loss` and `high` are the loop's memory: for judging divergence, and for a closure.
+    The rest is the loop's memory: for judging
+    divergence, for a closure, and of what the first update cost.
     """
 
     t: int = -1
@@ -45,6 +45,7 @@ class Counters(NamedTuple):
     first_loss: float | None = None
     last_loss: float = 0.0
     high: int = 0
+    update_flops: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -133,10 +134,12 @@ def train(
     returns the loss at hand, later ones compute loss and gradient of the same batch anew; to continue with one, give that `batch` too.
     """
     counters = Counters(**after) if after is not None else Counters()
-    tensors = named_tensors(optimizer, model)
-    watch = Guard(tensors) if guard else None
-    now = _synchronised(clock, tensors)
-    flops: dict[Any, int] = {}
+    watch = Guard(watched(optimizer, model)) if guard else None
+    now = _synchronised(clock, optimizer)
+    if after is None:
+        optimizer.zero_grad()  # what an earlier loop left behind when its reader broke off
+    flops: dict[Any, int] = {} if counters.update_flops is None else {"update": counters.update_flops}
+    gradients, updates = _Charges(), _Charges()
     source = iter(batches)
     closes = needs_closure(optimizer)
     if closes and after is not None and batch is None:
@@ -145,10 +148,11 @@ def train(
         )
     loss, pending = counters.last_loss, after is not None
     while True:
-        tick = now()
         closure = _Closure(gradient, optimizer, batch, loss, flops) if closes and batch is not None else None
+        tick = now()
         update_flops = _update(optimizer, flops, closure) if pending else 0
         updated = now()
+        optimizer_seconds = updates.charge("update", updated - tick) if pending else 0.0
         batch = next(source, None)
         if batch is None:
             return
@@ -158,6 +162,7 @@ def train(
         drawn = now()
         loss, gradient_flops = _gradient(gradient, batch, flops)
         done = now()
+        gradient_seconds = gradients.charge((batch.inputs.shape, batch.targets.shape), done - drawn)
         first = loss if counters.first_loss is None else counters.first_loss
         high = counters.high + 1 if loss > explosion * max(1.0, abs(first)) else 0
         tokens = counters.tokens if batch.tokens is None else (counters.tokens or 0) + batch.tokens
@@ -167,11 +172,12 @@ def train(
             tokens,
             counters.flops + update_flops + gradient_flops,
             counters.data_seconds + drawn - updated,
-            counters.gradient_seconds + done - drawn,
-            counters.optimizer_seconds + updated - tick,
+            counters.gradient_seconds + gradient_seconds,
+            counters.optimizer_seconds + optimizer_seconds,
             first,
             loss,
             high,
+            flops.get("update"),
         )
         diverged = None if isfinite(loss) else ("nan" if loss != loss else "inf")
         if high >= EXPLODED_STEPS:
@@ -186,6 +192,25 @@ def train(
         pending = True
 
 
+class _Charges:
+    """What calls are charged for. The first of each kind in a process also counts FLOPs and wakes libraries up, so it is charged together with the
+    second one, at the lower of the two prices."""
+
+    def __init__(self) -> None:
+        self.calls: dict[Any, float | None] = {}  # the time of a first call that is not charged yet, or None
+
+    def charge(self, kind: Any, seconds: float) -> float:
+        """Seconds to put on the clock for a call of that kind that took so long."""
+        if kind not in self.calls:
+            self.calls[kind] = seconds
+            return 0.0
+        first = self.calls[kind]
+        if first is None:
+            return seconds
+        self.calls[kind] = None
+        return seconds + min(first, seconds)
+
+
 def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int]) -> tuple[float, int]:
     """The loss and its FLOPs, counted on the first batch of each shape."""
     shape = (batch.inputs.shape, batch.targets.shape)
@@ -197,7 +222,7 @@ def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int]) -> tuple[
 
 
 def _update(optimizer: torch.optim.Optimizer, flops: dict[Any, int], closure: "_Closure | None") -> int:
-    """Step, clear the gradients, and return the FLOPs: counted on the first step of this process, or of the gradients that a closure added."""
+    """Step, clear the gradients, and return the FLOPs: counted on the run's first, or of the gradients that a closure added."""
     if closure is not None:
         optimizer.step(closure)
         update = closure.flops
@@ -212,15 +237,18 @@ def _update(optimizer: torch.optim.Optimizer, flops: dict[Any, int], closure: "_
 
 
 class _Closure:
-    """What `step(closure)` calls: the gradient is there already the first time, and computed anew at other weights later."""
+    """What `step(closure)` calls: as long as weights and gradients are as the loop left them it returns the loss at hand, then it computes anew."""
 
     def __init__(self, gradient: Gradient, optimizer: torch.optim.Optimizer, batch: Batch, loss: float, known: dict[Any, int]):
         self.gradient, self.optimizer, self.batch, self.loss, self.known = gradient, optimizer, batch, loss, known
-        self.fresh, self.flops = True, 0
+        self.watch: Guard | None = Guard(watched(optimizer, None))
+        self.watch.close()
+        self.flops = 0
 
     def __call__(self) -> float:
-        if self.fresh:
-            self.fresh = False
+        untouched = self.watch is not None and self.watch.difference() is None
+        self.watch = None
+        if untouched:
             return self.loss
         self.optimizer.zero_grad()
         loss, flops = _gradient(self.gradient, self.batch, self.known)
@@ -236,9 +264,9 @@ def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
-def _synchronised(clock: Callable[[], float], tensors: Mapping[str, Tensor]) -> Callable[[], float]:
+def _synchronised(clock: Callable[[], float], optimizer: torch.optim.Optimizer) -> Callable[[], float]:
     """The clock; on a GPU it first waits for the work that was sent there."""
-    devices = {t.device for t in tensors.values() if t.is_cuda}
+    devices = {p.device for group in optimizer.param_groups for p in group["params"] if p.is_cuda}
     if not devices:
         return clock
 
@@ -251,11 +279,18 @@ def _synchronised(clock: Callable[[], float], tensors: Mapping[str, Tensor]) -> 
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the first group's rate to `lr`, the others in the ratio they had when the optimizer was made."""
+    """Set the first group's rate to `lr`, the others in the ratio they had when the optimizer was made; a group that began at 0 stays there.
+
+    "First" is the first group whose rate was not 0. ValueError if there is none, or if groups have no `lr`.
+    """
     groups = optimizer.param_groups
+    if any("lr" not in group for group in groups):
+        raise ValueError(f"{type(optimizer).__name__} has groups without 'lr', which no schedule can drive: train it without one.")
     for group in groups:
         group.setdefault("initial_lr", float(group["lr"]))
-    first = groups[0]["initial_lr"]
+    first = next((group["initial_lr"] for group in groups if group["initial_lr"] != 0), None)
+    if first is None:
+        raise ValueError(f"every group of {type(optimizer).__name__} has the learning rate 0: a schedule has nothing to scale.")
     for group in groups:
         value = lr if group["initial_lr"] == first else lr * group["initial_lr"] / first
         if isinstance(group["lr"], Tensor):
@@ -264,12 +299,30 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = value
 
 
-def named_tensors(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
-    """Every tensor a reader must not write: the optimizer's parameters and the model's parameters and buffers."""
-    named = dict(chain(model.named_parameters(), model.named_buffers())) if model is not None else {}
-    known = {id(t) for t in named.values()}
+def watched(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Callable[[], list[tuple[str, Tensor, str]]]:
+    """A function that lists what a reader must not write: parameters of optimizer and model, and the buffers that the model has at that moment."""
+    holders = [(name, m._buffers) for name, m in model.named_modules() if m._buffers] if model is not None else []
+    known: list[tuple[str, Tensor, str]] = []
+    counted_for = -1
+
+    def now() -> list[tuple[str, Tensor, str]]:
+        nonlocal known, counted_for
+        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        if count != counted_for:  # the first time, or a group was added
+            known, counted_for = [(name, p, f"{name}.grad") for name, p in _parameters(optimizer, model).items()], count
+        if not holders:
+            return known
+        buffers = [(f"{prefix}.{name}", b, "") for prefix, held in holders for name, b in held.items() if b is not None]
+        return known + buffers
+
+    return now
+
+
+def _parameters(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> dict[str, Tensor]:
+    named: dict[str, Tensor] = dict(model.named_parameters()) if model is not None else {}
+    ids = {id(t) for t in named.values()}
     for i, group in enumerate(optimizer.param_groups):
         for j, p in enumerate(group["params"]):
-            if id(p) not in known:
+            if id(p) not in ids:
                 named[f"parameter {j} of group {i}"] = p
     return named

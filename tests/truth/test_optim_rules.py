@@ -147,6 +147,16 @@ def test_a_weight_tied_to_an_embedding_is_an_embedding():
     assert names(hidden_matrices(model)[0]) == ["inner.weight"]
 
 
+def test_without_a_named_head_the_last_layer_is_the_output_also_when_tied_or_after_attention():
+    tied = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+    tied[3].weight = tied[0].weight
+    assert names(hidden_matrices(tied)[0]) == ["1.weight", "2.weight"]
+    model = nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(4, 2), nn.Linear(4, 2))
+    assert names(hidden_matrices(model)[0]) == ["0.weight", "1.in_proj_weight", "1.out_proj.weight"]
+    deep = nn.ModuleDict({"block": nn.ModuleDict({"fc": nn.Linear(4, 4)}), "out": nn.Linear(4, 2)})
+    assert names(hidden_matrices(deep)[0]) == ["block.fc.weight"]  # not everything that is called fc is the output
+
+
 def test_plain_sgd_keeps_no_tensors():
     p = nn.Parameter(torch.ones(3))
     optimizer = sgd([p], lr=0.1)

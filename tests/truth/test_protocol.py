@@ -118,6 +118,19 @@ def test_a_mistake_in_the_users_optimizer_leaves_its_traceback_in_the_folder(tmp
     assert not read(tmp_path / e.folder).finished
 
 
+def test_an_optimizer_without_learning_rates_races_with_a_constant_schedule(tmp_path):
+    e = entry(f"{tiny.__file__}:Rateless(schedule='constant')")
+    record = finish(e, tmp_path)
+    assert record.result["state"] == "finished"
+    assert {row["lr"] for row in record.rows} == {None}
+    with pytest.raises(ValueError, match="add schedule='constant'"):
+        finish(entry(f"{tiny.__file__}:Rateless"), tmp_path)
+
+
+def test_the_number_of_threads_is_part_of_a_run():
+    assert entry(threads=2).folder != entry(threads=1).folder
+
+
 def test_an_optimizer_with_other_weights_for_evaluation_is_asked_and_the_training_weights_come_back_bit_by_bit():
     seed_everything(0)
     model = tiny.network()

@@ -2,13 +2,16 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from velodrome.data.stream import Batch
+from velodrome.gradients.backward import backward as compiled_backward
 from velodrome.guard import digest_on_device
+from velodrome.losses.squared_error import squared_error
 from velodrome.optim.adam import adamw
 from velodrome.optim.muon import muon
 from velodrome.optim.sgd import sgd
@@ -266,3 +269,122 @@ def test_an_optimizer_that_requires_a_closure_gets_the_loss_at_hand_and_then_new
     steps = list(train(gradient, optimizer, batches(4)))
     assert steps[1].loss < 1e-8  # a quadratic in two dimensions is solved in one step of its inner iterations
     assert not torch.equal(calls[0], calls[1])  # the gradient at the start was not computed twice
+
+
+def test_the_first_call_of_a_process_is_charged_at_the_price_of_the_second():
+    """It counts FLOPs and wakes libraries up, and in a race it would always be the reference that pays for that."""
+    model, clock = network(), Clock()
+    prices = iter([30.0, 2.0, 2.0, 5.0])
+
+    def gradient(batch):
+        clock.now += next(prices)
+        return backward(model)(batch)
+
+    seconds = [s.gradient_seconds for s in train(gradient, sgd(model.parameters()), batches(4), clock=clock, model=model)]
+    assert seconds == [0.0, 4.0, 6.0, 11.0]
+
+
+def test_a_gradient_that_an_earlier_loop_left_behind_is_not_added():
+    model = network()
+    model.eval()
+    data = list(batches(1))
+    for _ in range(2):
+        for _ in train(backward(model), sgd(model.parameters()), data, model=model):
+            left = model[0].weight.grad.clone()
+            break
+    (truth,) = torch.autograd.grad((model(data[0].inputs) - data[0].targets).square().mean(), model[0].weight)
+    torch.testing.assert_close(left, truth)
+
+
+class Sam(torch.optim.SGD):
+    """Moves the weights before it calls its closure."""
+
+    def step(self, closure):
+        kept = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        for p in self.param_groups[0]["params"]:
+            p.data.add_(p.grad, alpha=0.05 / (p.grad.norm() + 1e-12))
+        closure()
+        for p, value in zip(self.param_groups[0]["params"], kept, strict=True):
+            p.data.copy_(value)
+        super().step()
+
+
+def test_an_optimizer_that_moves_the_weights_before_its_closure_gets_the_gradient_there():
+    w = nn.Parameter(torch.tensor([2.0, 1.0]))
+
+    def gradient(batch):
+        loss = w.pow(4).sum()
+        loss.backward()
+        return loss.detach()
+
+    for step in train(gradient, Sam([w], lr=0.01), batches(3)):
+        if step.t == 1:
+            start, direction = torch.tensor([2.0, 1.0]), 4 * torch.tensor([8.0, 1.0])
+            there = start + 0.05 * direction / direction.norm()
+            torch.testing.assert_close(w.detach(), start - 0.01 * 4 * there**3)
+
+
+def test_compile_compiles_although_the_flops_of_the_first_batch_are_counted(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    model = nn.Linear(4, 3)
+    gradient = compiled_backward(model, squared_error, compile=True)
+    steps = list(train(gradient, sgd(model.parameters()), batches(4), model=model))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert steps[0].flops > 0
+    torch._dynamo.reset()
+
+
+def test_a_buffer_that_the_forward_pass_replaces_is_guarded():
+    class Counting(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 3)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            self.seen = self.seen + 1
+            return super().forward(x)
+
+    model = nn.Sequential(Counting())
+    with pytest.raises(ValueError, match=r"step 1 changed 0\.seen"):
+        for step in train(backward(model), sgd(model.parameters()), batches(4), model=model):
+            if step.t == 1:
+                model[0].seen.data.add_(1)
+
+
+def test_sparse_gradients_pass_the_guard_and_writing_them_does_not():
+    table = nn.Embedding(5, 2, sparse=True)
+
+    def gradient(batch):
+        loss = table(torch.tensor([1, 1, 3])).sum()
+        loss.backward()
+        return loss.detach()
+
+    optimizer = torch.optim.SparseAdam(table.parameters())
+    assert len(list(train(gradient, optimizer, batches(3), model=table))) == 3
+    with pytest.raises(ValueError, match=r"changed weight\.grad"):
+        for _ in train(gradient, optimizer, batches(3), model=table):
+            table.weight.grad._values().mul_(2)
+
+
+def test_a_group_that_begins_at_zero_stays_there_and_a_schedule_needs_a_rate():
+    model = network()
+    parameters = list(model.parameters())
+    optimizer = sgd([{"params": parameters[:2], "lr": 0.0}, {"params": parameters[2:], "lr": 0.1}])
+    set_lr(optimizer, 0.05)
+    assert [g["lr"] for g in optimizer.param_groups] == [0.0, 0.05]
+    with pytest.raises(ValueError, match="has the learning rate 0"):
+        set_lr(sgd(model.parameters(), lr=0.0), 0.1)
+
+
+def test_a_run_that_goes_on_does_not_count_the_update_anew():
+    model = network()
+    optimizer = muon(model)
+    steps = list(train(backward(model), optimizer, batches(3), model=model))
+    state = steps[-1].state()
+    assert state["update_flops"] > 0
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    (more,) = train(backward(model), optimizer, batches(1), model=model, after={**state, "update_flops": 12345})
+    assert more.flops - steps[-1].flops == 12345 + steps[0].flops

@@ -30,11 +30,12 @@ from velodrome.train import Step, needs_closure, train
 
 @dataclass(frozen=True)
 class Setting:
-    """How runs are computed: `device`, `bf16` autocast, `compile`, and seconds of wall clock between checkpoints."""
+    """How runs are computed: `device`, `bf16` autocast, `compile`, `threads` of the process, and seconds of wall clock between checkpoints."""
 
     device: str = "cpu"
     bf16: bool = False
     compile: bool = False
+    threads: int = 1
     checkpoint_seconds: float = 20.0
 
 
@@ -70,6 +71,7 @@ class Entry:
             "device": self.setting.device,
             "bf16": self.setting.bf16,
             "compile": self.setting.compile,
+            "threads": self.setting.threads,
             "code": package_digest(),
         }
 
@@ -126,8 +128,7 @@ class _Training:
 
     def go(self) -> Iterator[dict[str, Any]]:
         w = self.workload
-        first_lr = float(self.optimizer.param_groups[0]["lr"])
-        schedule = self.entry.recipe.schedule and self.entry.recipe.schedule(first_lr, w.steps)
+        schedule = self.entry.recipe.schedule and self.entry.recipe.schedule(self._first_lr(), w.steps)
         lr = (lambda t: schedule(min(t, w.steps - 1))) if schedule else None
         after, pending = self._restore()
         batches = (batch.to(self.entry.setting.device) for batch in self.stream)
@@ -149,15 +150,27 @@ class _Training:
             if time.monotonic() - self.saved > self.entry.setting.checkpoint_seconds:
                 self._save(step)
 
+    def _first_lr(self) -> float:
+        """The rate that a schedule scales: that of the first group which has one that is not 0."""
+        rates = [float(group["lr"]) for group in self.optimizer.param_groups if "lr" in group]
+        if len(rates) < len(self.optimizer.param_groups):
+            raise ValueError(f"{self.entry.recipe.name} has groups without 'lr', which no schedule can drive: add schedule='constant'.")
+        return next((rate for rate in rates if rate), 0.0)
+
     def _evaluate(self, step: Step) -> dict[str, Any]:
         w, began = self.workload, time.perf_counter()
         values = evaluate(self.model, {"valid": w.metric, **w.accuracies}, self.valid, self.optimizer)
         self.evaluation_seconds += time.perf_counter() - began
         valid = values.pop("valid")
-        self.best = valid if self.best is None or valid < self.best else self.best
-        rate = float(self.optimizer.param_groups[0]["lr"])
+        self.best = valid if self.best is None or not self.best <= valid else self.best  # a NaN gives way to any number
+        rate = self.optimizer.param_groups[0].get("lr")
         self.run.row(
-            step, loss=self.mean.take(), lr=rate, valid=valid, **{f"valid_{k}": v for k, v in values.items()}, diverged=step.diverged
+            step,
+            loss=self.mean.take(),
+            lr=None if rate is None else float(rate),
+            valid=valid,
+            **{f"valid_{k}": v for k, v in values.items()},
+            diverged=step.diverged,
         )
         return {"state": "running", "t": step.t, "valid": valid, "best": self.best, "seconds": step.seconds, **values}
 
@@ -211,6 +224,8 @@ class _Training:
             self.run.truncate(0)
             return None, None
         tree = found[1]
+        if self.entry.setting.compile:
+            self.run.inexact.append("compile: the first gradient after resuming is computed without it")
         self.model.load_state_dict(tree["model"])
         for name, p in self.model.named_parameters():
             grad = tree["gradients"][name]

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from velodrome.data.stream import Batch
 
@@ -33,7 +34,7 @@ class Backward:
 
     def __call__(self, batch: Batch, *, weight: float = 1.0) -> Tensor:
         """Add `weight` times the gradient of the batch's mean loss to `.grad`; the mean loss, detached."""
-        if not self.compiled:
+        if not self.compiled or _get_current_dispatch_mode() is not None:  # under a counter, dynamo would give up on the function for ever
             return step(self.mean_loss, batch, weight)
         try:
             self._mean = self._mean or torch.compile(self.mean_loss)

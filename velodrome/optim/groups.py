@@ -29,29 +29,37 @@ def decay_groups(params: Params, weight_decay: float) -> Any:
 def hidden_matrices(params: Params) -> tuple[list[Any], list[Any]]:
     """(hidden, others): what an orthogonalising rule should see, and what it should not.
 
-    Of a model, hidden are the weights of linear and convolution layers except the output layer (the module called head, lm_head, classifier
-    or fc; else the last linear layer) and weights shared with an embedding. Of plain or named parameters, those with two dimensions or more.
+    Of a model, hidden are the weights of linear and convolution layers except the output layer (the model's own head, lm_head, classifier or
+    fc; else its last layer) and weights shared with an embedding. Of plain or named parameters, those with two dimensions or more.
     """
     if not isinstance(params, nn.Module):
         items = list(params)
         if any(isinstance(item, dict) for item in items):
             raise ValueError("Muon chooses its own groups: pass the model or its parameters, or build Chain with 'rules' in every group.")
         return [i for i in items if tensor(i).ndim >= 2], [i for i in items if tensor(i).ndim < 2]
-    weights = matrices(params)
-    named_heads = [n for n, _ in weights if n.split(".")[-2:-1] and n.split(".")[-2] in ("head", "lm_head", "classifier", "fc")]
-    head = {named_heads[-1] if named_heads else weights[-1][0]} if len(weights) > 1 else set()
-    hidden = {id(p) for n, p in weights if n not in head}
-    named = list(params.named_parameters())
-    return [(n, p) for n, p in named if id(p) in hidden], [(n, p) for n, p in named if id(p) not in hidden]
+    every = weights(params)
+    named = [n for n, _ in every if n.rsplit(".", 1)[0] in ("head", "lm_head", "classifier", "fc")]
+    head = {named[-1] if named else every[-1][0]} if len(every) > 1 else set()
+    hidden = {id(p) for n, p in matrices(params) if n not in head}
+    items = list(params.named_parameters())
+    return [(n, p) for n, p in items if id(p) in hidden], [(n, p) for n, p in items if id(p) not in hidden]
 
 
 def matrices(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The weights of linear and convolution layers, by name, in the order of the modules; one shared with an embedding is not among them."""
+    """The weights of linear and convolution layers that are not shared with an embedding."""
     embedded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, WEIGHTED)]
-    attention = [(f"{n}.in_proj_weight", m.in_proj_weight) for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention)]
-    found = [(f"{name}.weight".lstrip("."), m.weight) for name, m in modules] + [(n, w) for n, w in attention if w is not None]
-    return [(name, w) for name, w in found if id(w) not in embedded]
+    return [(name, w) for name, w in weights(model) if id(w) not in embedded]
+
+
+def weights(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The weights of all linear and convolution layers, in the order of the modules; attention's input projection stands before its output's."""
+    found = []
+    for name, m in model.named_modules():
+        if isinstance(m, WEIGHTED):
+            found.append((f"{name}.weight".lstrip("."), m.weight))
+        elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None:
+            found.append((f"{name}.in_proj_weight".lstrip("."), m.in_proj_weight))
+    return found
 
 
 def tensor(item: Any) -> Tensor:

@@ -22,6 +22,8 @@ ROOMS = (
     "schedules",
     "recipes",
     "bench/workloads",
+    "bench/workload.py",
+    "bench/protocol.py",
     "train.py",
     "guard.py",
     "flops.py",
