@@ -6,6 +6,7 @@ of one word always changes it, any other escapes with a chance of about 2^-64, u
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,16 +52,12 @@ def view(tensor: Tensor) -> Any:
     return (plain if plain.dtype in NUMPY_DTYPES else plain.view(-1).view(BITS[plain.element_size()])).numpy()
 
 
-def address(tensor: Tensor) -> int:
-    """Where the content lies; 0 for a sparse tensor, which has no such place."""
-    return tensor.data_ptr() if tensor.layout == torch.strided else 0
-
-
-def content(tensor: Tensor, array: Any) -> Any:
-    """What stands for the content of a tensor, seen through `array` where that is possible: its bytes, or the digest of a large one."""
+def reader(tensor: Tensor) -> Callable[[], Any]:
+    """A function that gives what stands for the tensor's content now: its bytes, or the digest of a large one."""
+    array = view(tensor)
     if array is None:
-        return digest_on_device(tensor)
-    return array.tobytes() if array.nbytes <= SMALL else digest(array)
+        return partial(digest_on_device, tensor)
+    return array.tobytes if array.nbytes <= SMALL else partial(digest, array)
 
 
 class Guard:
@@ -72,30 +69,32 @@ class Guard:
     def __init__(self, named: Callable[[], list[tuple[str, Tensor, str]]]):
         self.named = named
         self.tensors: list[tuple[str, Tensor, str]] = []
-        self.arrays: dict[str, tuple[int, Any]] = {}  # address and view of what stays where it is: parameters and buffers
-        self.seen: list[tuple[str, Tensor, int, Any, Any]] = []  # name, tensor, address, view, content
+        self.readers: dict[str, tuple[int, Callable[[], Any]]] = {}  # address and reader of what stays where it is: parameters and buffers
+        self.seen: list[tuple[str, Tensor, int, Callable[[], Any], Any]] = []  # name, tensor, address, reader, content
         self.grads: list[Tensor | None] = []
 
     def close(self) -> None:
         """Remember."""
         seen = self.seen = []
         self.tensors = self.named()
-        self.grads = [t.grad for _, t, _ in self.tensors]
-        for (name, t, grad_name), g in zip(self.tensors, self.grads, strict=True):
-            place = address(t)
-            known, array = self.arrays.get(name, (None, None))
-            if known != place:
-                array = view(t)
-                self.arrays[name] = place, array
-            seen.append((name, t, place, array, content(t, array)))
+        self.grads = []
+        for name, t, grad_name in self.tensors:
+            place = t.data_ptr()
+            known, read = self.readers.get(name, (None, None))
+            if read is None or known != place:
+                read = reader(t)
+                self.readers[name] = place, read
+            seen.append((name, t, place, read, read()))
+            g = t.grad
+            self.grads.append(g)
             if g is not None:
-                array = view(g)
-                seen.append((grad_name, g, address(g), array, content(g, array)))
+                read = reader(g)
+                seen.append((grad_name, g, g.data_ptr() if g.layout is torch.strided else 0, read, read()))
 
     def difference(self) -> str | None:
         """The first tensor that is no longer as `close` saw it, by name."""
-        for name, tensor, place, array, before in self.seen:
-            if address(tensor) != place or content(tensor, array) != before:
+        for name, tensor, place, read, before in self.seen:
+            if read() != before or (place and tensor.data_ptr() != place):
                 return name
         for (_, tensor, name), grad in zip(self.tensors, self.grads, strict=True):
             if tensor.grad is not grad:

@@ -307,7 +307,7 @@ def watched(optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Callab
 
     def now() -> list[tuple[str, Tensor, str]]:
         nonlocal known, counted_for
-        count = sum(len(group["params"]) for group in optimizer.param_groups)
+        count = len(optimizer.param_groups)
         if count != counted_for:  # the first time, or a group was added
             known, counted_for = [(name, p, f"{name}.grad") for name, p in _parameters(optimizer, model).items()], count
         if not holders:
