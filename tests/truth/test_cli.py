@@ -18,10 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from velodrome.bench import fanout
 from velodrome.bench.worker import Worker
 from velodrome.cli import COMMANDS, main
 from velodrome.commands import doctor
 from velodrome.commands.options import command, parse
+from velodrome.commands.race import farewell
 from velodrome.commands.train import Options
 from velodrome.records.lock import Lock
 from velodrome.records.read import scan
@@ -62,6 +64,14 @@ def load():
 
 def tiny():
     return Workload("tiny", "a parabola", load, One, squared_error, squared_error, "loss", (0.5, 0.01), 50, 8, "nothing", 0.1)
+
+
+class Late(torch.optim.SGD):  # reaches every target, and then breaks
+    def step(self, closure=None):
+        super().step(closure)
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps == 40:
+            self.param_groups[0]["params"][0].data.fill_(1e30)
 
 
 class NoOptimizer:
@@ -129,6 +139,33 @@ def test_a_run_that_misses_or_diverges_leaves_with_three(here, capsys, rate, sta
     assert word in out
     assert [r.result["state"] for r in scan("runs")] == [state]
     assert train(capsys, algorithm)[:2] == (3, out)  # and tells the same when it is asked again
+
+
+def test_a_run_that_diverges_after_its_target_has_reached_it_and_still_leaves_with_three(here, capsys):
+    late = f"tiny.py:Late(lr={RATE}, schedule='constant')"
+    code, out, _ = train(capsys, late)
+    assert code == 3
+    assert "diverged at step 40: the training loss was inf" in out
+    assert "target 0.01 reached at step" in out
+    code, out, _ = train(capsys, late, "--json")
+    told = json.loads(out)
+    assert (code, told["reached"], told["state"], told["diverged"]) == (3, True, "diverged", "inf")
+    assert all(target["reached"] for target in told["targets"])
+    code, out, _ = velodrome(capsys, "report", "runs", "--reference", late, "--by", "steps", "--json")
+    assert code == 0
+    result = json.loads(out)
+    assert [(row["hits"], row["trials"]) for row in result["summary"]] == [(1, 1)]
+    assert result["notes"] == [f"1 of 1 runs of {late} on tiny diverged."]
+    _, out, _ = velodrome(capsys, "report", "runs", "--reference", late, "--by", "steps")
+    assert "on tiny diverged." in " ".join(out.split())
+    assert "on tiny diverged." in (here / "race.html").read_text()
+
+
+def test_another_number_of_threads_is_another_run(here, capsys):
+    for threads in ("1", "1", "2"):
+        assert train(capsys, DESCENT, "--threads", threads)[0] == 0
+    torch.set_num_threads(1)
+    assert sorted(r.recipe["threads"] for r in scan("runs")) == [1, 2]
 
 
 def test_a_finished_run_is_not_repeated(here, capsys):
@@ -297,7 +334,13 @@ def test_a_class_that_is_no_optimizer_is_refused_and_hurts_nobody(here, capsys):
         (["train", "adamw"], "--on"),
         (["train", "adamw", "--onn", "digits"], "--onn"),
         (["list", "rulez"], "did you mean 'rules'?"),
+        (
+            ["race", "adamw", "--report", "nodir/x.html"],
+            "--report must be a file in a folder that is there, got nodir/x.html: nodir does not",
+        ),
+        (["race", "adamw", "--report", "file/x.html"], "file is no folder"),
         (["report", "nowhere"], "nowhere"),
+        (["report", "--report", "nodir/x.html"], "nodir does not exist"),
         (["report", "--by", "hours"], "seconds"),
         (["query", "SELECT 1", "nowhere"], "nowhere"),
         (["query", "--json", "--csv"], "not both"),
@@ -307,6 +350,46 @@ def test_a_mistake_in_a_command_leaves_with_two_and_names_it(here, capsys, argum
     code, out, err = velodrome(capsys, *arguments)
     assert (code, out) == (2, "")
     assert words in err
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+def test_a_report_that_cannot_be_written_is_refused_before_training(here, capsys):
+    code, out, err = velodrome(capsys, "race", "adamw", "--on", "tiny.py:tiny", "--report", "/proc/x.html")
+    assert (code, out, len(err.splitlines())) == (2, "", 1)
+    assert "must be a file that can be written, got /proc/x.html" in err
+    assert not (here / "runs").exists()
+
+
+# --- stopping a race -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_stopped_race_tells_which_runs_are_not_saved_and_which_begin_again(here, capsys, monkeypatch):
+    seen = {}
+
+    def stopped(plan, workers, total, listen):
+        seen.update(plan=plan, total=total)
+        for name in ("saved", "done", "again", "hung"):
+            listen(name, {"state": "running", "t": 3, "workload": "tiny", "algorithm": "a", "seed": 0, "steps": 50})
+        for name, state in (("saved", "interrupted"), ("done", "finished"), ("again", "interrupted"), ("theirs", "elsewhere")):
+            listen(name, {"state": state})
+        raise fanout.Stopped(130)
+
+    monkeypatch.setattr(fanout, "run", stopped)
+    for name in ("done", "again"):
+        (here / "runs" / name).mkdir(parents=True)
+        (here / "runs" / name / "not-resumable.txt").write_text("a lambda")
+    words = ["race", "adamw", "lion", "lion", "--on", "tiny.py:tiny", "tiny.py:tiny", "--seeds", "2", "--threads", "2", "-q"]
+    code, out, err = velodrome(capsys, *words)
+    assert (code, out, seen["total"]) == (130, "", 4)
+    assert (seen["plan"]["workloads"], seen["plan"]["setting"]["threads"]) == (["tiny.py:tiny"], 2)
+    assert err.startswith(
+        "Stopped; not saved: hung; again cannot be stored (see not-resumable.txt there) and will begin again; every other"
+    )
+    assert "The same command goes on from here: velodrome race adamw lion" in err
+
+
+def test_a_stopped_race_that_kept_everything_says_so(tmp_path):
+    assert farewell(tmp_path, {"a": {"state": "interrupted"}, "b": {"state": "finished", "t": 9}}) == "Stopped; every run is saved."
 
 
 # --- report and query ----------------------------------------------------------------------------------------------------------------

@@ -106,11 +106,33 @@ def test_the_answer_tells_where_an_algorithm_that_is_not_separable_overall_is_fa
 
 
 def test_the_answer_does_not_claim_what_one_seed_cannot_show():
-    assert "needs at least 2 seeds" in words.answer(make_race(seeds=1).score)
+    assert "an interval needs 2 pairs of runs" in words.answer(make_race(seeds=1).score)
     assert "not separable from adamw at this scale" in words.answer(make_race(speed=1.0).score)
 
 
+def test_the_answer_tells_how_many_pairs_both_missed():
+    missed = [Trial("digits", a, s, False, {"seconds": 9.0}) for a in ("adamw", "muon") for s in (7, 8)]
+    known = [Trial("digits", a, s, True, {"seconds": c + 0.01 * s}) for a, c in (("adamw", 2.0), ("muon", 1.0)) for s in range(2)]
+    sentence = words.answer(speedups([*known, *missed]))
+    assert sentence.endswith("faster than adamw; in 2 of 4 pairs both muon and adamw missed the target.")
+    assert "missed" not in words.answer(speedups(known))
+    assert "in 2 of" not in words.answer(speedups(missed)), "that no pair reached it says so already"
+
+
 # table
+
+
+def test_notes_stand_under_the_table(race):
+    out = io.StringIO()
+    print_race(race.score, race.summary, Console(file=out, width=120), notes=["1 of 3 runs of lion on digits diverged.", "another [note]"])
+    assert out.getvalue().splitlines()[-2:] == ["1 of 3 runs of lion on digits diverged.", "another [note]"]
+
+
+def test_too_few_informative_pairs_fit_the_table():
+    race, out = make_race(seeds=1), io.StringIO()
+    print_race(race.score, race.summary, Console(file=out, width=80))
+    assert "needs ≥ 2" in out.getvalue()
+    assert max(map(len, out.getvalue().splitlines())) <= 80
 
 
 @pytest.mark.parametrize("width", [80, 120])

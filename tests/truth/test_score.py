@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_interval_and_other_entrants_do_not_change_
         ([-0.50, -0.51, -0.52], "slower"),
         ([0.5, -0.4, 0.1], "not separable at this scale"),
         ([0.0, 0.0, 0.0], "not separable at this scale"),
-        ([0.5], "needs ≥ 2 seeds"),
+        ([0.5], "needs ≥ 2 informative pairs"),
     ],
 )
 def test_the_verdict_follows_the_interval(logs, verdict):
@@ -168,6 +168,12 @@ def test_a_pair_in_which_both_missed_is_left_out_and_counted():
     assert nothing.silent == {"muon": ["w"]}
 
 
+def test_three_seeds_of_which_two_missed_on_both_sides_need_more_pairs_and_not_a_second_seed():
+    cell = only(speedups(censored([40.0, None, None], [50.0, None, None])))
+    assert (cell.pairs, cell.both_missed, cell.trials) == (1, 2, 3)
+    assert cell.verdict == "needs ≥ 2 informative pairs"
+
+
 def test_seeds_without_a_partner_are_left_out_and_counted():
     trials = [*race([0.2, 0.3]), Trial("w", "muon", 9, True, {"seconds": 1e-6}), Trial("w", "adamw", 8, True, {"seconds": 1e9})]
     cell = only(speedups(trials))
@@ -192,7 +198,7 @@ def test_from_five_workloads_on_the_statement_is_about_workloads_like_these():
     score = speedups(trials)
     assert score.overall[0].scope == "workloads like these"
     assert score.overall[0].low is not None, "workloads are resampled, so that one seed each is enough"
-    assert all(c.verdict == "needs ≥ 2 seeds" for c in score.cells)
+    assert all(c.verdict == "needs ≥ 2 informative pairs" for c in score.cells)
 
 
 def test_the_score_is_json_with_null_for_what_is_missing():

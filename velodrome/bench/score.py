@@ -187,7 +187,7 @@ def _estimate(
 
 def _verdict(low: float | None, high: float | None, known: bool, pairs: int) -> str:
     if not known:
-        return "needs ≥ 2 seeds" if pairs else "no pair reached the target"
+        return "needs ≥ 2 informative pairs" if pairs else "no pair reached the target"
     if low is not None and low > 1:
         return "faster"
     if high is not None and high < 1:

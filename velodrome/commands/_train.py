@@ -35,7 +35,7 @@ def run(o: Options, typed: str) -> int:
     torch.set_num_threads(o.threads)
     check_device(o.device)
     task, recipe = workload(o.on), parse(o.algorithm)
-    entry = Entry(task, task.load(), recipe, o.seed, Setting(o.device, o.bf16, o.compile))
+    entry = Entry(task, task.load(), recipe, o.seed, Setting(device=o.device, bf16=o.bf16, compile=o.compile, threads=o.threads))
     folder = o.out / entry.folder
     with stopping() as asked:
         failed = train(entry, o, lambda: bool(asked))
@@ -117,18 +117,18 @@ def stopping() -> Iterator[list[int]]:
 
 
 def tell(record: Record, as_json: bool) -> int:
-    """The result on stdout; 0 if the last target was reached and the run did not diverge."""
+    """The result on stdout; 0 if the last target was reached and the run did not diverge, before or after."""
     result, recipe = record.result or {}, record.recipe
     c = curve(record)
     costs = {axis: getattr(c, axis) for axis in AXES}
     hits = {goal: time_to_target(costs, c.valid, goal, {"steps": recipe["steps"]}) for goal in recipe["targets"]}
     final = hits[recipe["targets"][-1]]
-    reached = final.reached and not result["diverged"]
+    code = 0 if final.reached and not result["diverged"] else MISSED
     if as_json:
         targets = [{"target": goal, "reached": h.reached, "cost": h.cost, "low": h.low, "high": h.high} for goal, h in hits.items()]
         names = ("workload", "algorithm", "seed", "metric")
-        print_json({"run": str(record.path), **{n: recipe.get(n) for n in names}, **result, "reached": reached, "targets": targets})
-        return 0 if reached else MISSED
+        print_json({"run": str(record.path), **{n: recipe.get(n) for n in names}, **result, "reached": final.reached, "targets": targets})
+        return code
     print(f"{recipe['algorithm']} on {recipe['workload']}, seed {recipe['seed']}")
     last, best = (digits(x) if x is not None and x == x else MISSING for x in (result["valid"], result["best"]))
     print(f"{recipe['metric']} {last} after {result['steps']:,} steps, {seconds(result['seconds'])} of training (best {best})")
@@ -137,7 +137,7 @@ def tell(record: Record, as_json: bool) -> int:
     for goal, hit in hits.items():
         print(f"target {digits(goal)} {outcome(hit)}")
     print(f"record {record.path}")
-    return 0 if reached else MISSED
+    return code
 
 
 def outcome(hit: Hit) -> str:

@@ -1,6 +1,7 @@
 """`velodrome race`: train every algorithm on every workload over paired seeds, and tell how much faster each reaches the target."""
 
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from velodrome.reports import collect, html
 from velodrome.reports.progress import Progress
 from velodrome.reports.race import Race
 from velodrome.reports.table import print_race
-from velodrome.reports.words import answer
+from velodrome.reports.words import answer, joined
 
 HELP = """Race training algorithms: time to a target on real data, with a confidence interval.
 
@@ -47,7 +48,7 @@ class Options:
     workers: int = 0
     """Processes; 0 means one for every `threads` cores, or one on a GPU."""
     threads: int = 1
-    """Threads of each process."""
+    """Threads of each process; runs with another number are other runs."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     bf16: bool = False
@@ -65,22 +66,29 @@ def main(arguments: list[str]) -> int:
     o = parse(Options, "race", arguments, HELP)
     check(o)
     algorithms = list(dict.fromkeys([collect.REFERENCE, *o.algorithms]))
-    total = len(algorithms) * len(o.on) * o.seeds
+    workloads = list(dict.fromkeys(o.on))
+    total = len(algorithms) * len(workloads) * o.seeds
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = o.workers or (1 if o.device != "cpu" else max(1, min(cores // o.threads, len(o.on) * o.seeds)))
+    workers = o.workers or (1 if o.device != "cpu" else max(1, min(cores // o.threads, len(workloads) * o.seeds)))
     plan = {
         "root": str(o.out),
         "algorithms": algorithms,
-        "workloads": list(dict.fromkeys(o.on)),
+        "workloads": workloads,
         "seeds": list(range(o.seeds)),
         "threads": o.threads,
-        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile},
+        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile, "threads": o.threads},
     }
+    heard: dict[str, Mapping[str, Any]] = {}
+
+    def listen(folder: str, state: Mapping[str, Any]) -> None:
+        heard[folder] = state
+        show(progress, folder, state)
+
     try:
         with Progress(total, quiet=o.quiet) as progress:
-            states = fanout.run(plan, workers, total, lambda folder, state: show(progress, folder, state))
+            states = fanout.run(plan, workers, total, listen)
     except fanout.Stopped as stopped:
-        say(f"Stopped; every run is saved. The same command goes on from here: {command('race', arguments)}")
+        say(f"{farewell(o.out, heard)} The same command goes on from here: {command('race', arguments)}")
         return stopped.code
     return report(o, states, command("race", arguments))
 
@@ -98,10 +106,38 @@ def check(o: Options) -> None:
         raise ValueError(
             f"--out must be a folder that can be written to, got {o.out}: {nearest} {'is not' if nearest.is_dir() else 'is no folder'}."
         )
-    if o.report.is_dir():
-        raise ValueError(f"--report must be a file, got the folder {o.report}: write --report {o.report / 'race.html'}.")
+    check_file("report", o.report)
     if not o.algorithms:
         raise ValueError(f"name at least one algorithm: {', '.join(recipe_names())}, or FILE.py:CLASS.")
+
+
+def check_file(option: str, path: Path) -> None:
+    """Refuse a file that could not be written in the end; that the folder can be written to is tried, which leaves nothing behind."""
+    if path.is_dir():
+        raise ValueError(f"--{option} must be a file, got the folder {path}: write --{option} {path / 'race.html'}.")
+    if not path.parent.is_dir():
+        state = "is no folder" if path.parent.exists() else "does not exist"
+        raise ValueError(f"--{option} must be a file in a folder that is there, got {path}: {path.parent} {state}.")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(f"--{option} must be a file that can be written, got {path}: {error.strerror}.") from None
+
+
+def farewell(root: Path, states: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stopping has kept, from the last state of every run: all of it, or which runs lose what they did since they were last saved."""
+    over = (*fanout.OVER, "interrupted")
+    again = [f for f, s in states.items() if s["state"] not in fanout.OVER and (root / f / "not-resumable.txt").exists()]
+    lost = [f for f, s in states.items() if s["state"] not in over and "t" in s and f not in again]  # without t, others train it
+    if not again and not lost:
+        return "Stopped; every run is saved."
+    parts = [f"not saved: {joined(lost)}"] if lost else []
+    if again:
+        parts.append(f"{joined(again)} cannot be stored (see not-resumable.txt there) and will begin again")
+    return f"Stopped; {'; '.join(parts)}; every other run is saved."
 
 
 def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
@@ -128,7 +164,7 @@ def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> i
     if o.json:
         print_json(to_json(race, o.report))
     else:
-        print_race(race.score, race.summary)
+        print_race(race.score, race.summary, notes=race.notes)
     try:
         html.write(o.report, race)
         say(f"Report: {o.report}")

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from velodrome.commands.options import command, nearest, parse, print_json, say
-from velodrome.commands.race import to_json
+from velodrome.commands.race import check_file, to_json
 from velodrome.records.read import Record, scan
 from velodrome.reports import charts, collect, html
 from velodrome.reports.race import Race
@@ -52,13 +52,12 @@ def main(arguments: list[str]) -> int:
     for name, path in (("svg", o.svg), ("png", o.png)):
         if path is not None and path.suffix != f".{name}":
             raise ValueError(f"--{name} needs a name that ends in .{name}, got {path}.")
-    if o.report.is_dir():
-        raise ValueError(f"--report must be a file, got the folder {o.report}: write --report {o.report / 'race.html'}.")
+    check_file("report", o.report)
     race = collect.race(chosen(o), reference=o.reference, axis=o.by, command=command("report", arguments))
     if o.json:
         print_json(to_json(race, o.report))
     else:
-        print_race(race.score, race.summary)
+        print_race(race.score, race.summary, notes=race.notes)
     for path in (o.svg, o.png):
         if path is not None:
             for file in export(race, path, o.by):

@@ -36,7 +36,7 @@ class Options:
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     threads: int = 1
-    """Threads of the CPU; 1 is what a race uses, and other numbers change the last bits."""
+    """Threads of the CPU; another number is another run, because it changes the last bits, and a race uses 1."""
     bf16: bool = False
     """Forward passes in bfloat16 (autocast)."""
     compile: bool = False

@@ -1,6 +1,9 @@
 """Run folders -> Race: hits, curves, time splits, score. Reads records and nothing else, so a race can be reported again at any time."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,17 @@ from velodrome.bench.hitting import time_to_target
 from velodrome.bench.score import Trial, speedups, summary
 from velodrome.records.read import Record, columns
 from velodrome.reports.race import AXES, Curve, Race, Split, Task
+from velodrome.reports.words import joined
 
 REFERENCE = "adamw"
+# What must be equal between runs of different algorithms; what a recipe lacks (an older one) counts as one more value of it.
+SHARED = (
+    *("code", "data", "workload_source", "steps", "batch_size", "evaluations", "targets", "metric"),
+    *("device", "bf16", "compile", "threads"),
+)
+OWN = ("settings", "source")  # what must be equal between the seeds of one algorithm
+SHOWN = 3  # names in a note
+SPLIT = ("data_seconds", "gradient_seconds", "optimizer_seconds", "t")
 
 
 def race(
@@ -18,16 +30,16 @@ def race(
 ) -> Race:
     """The comparison that the finished runs among `records` make; ValueError when there is none, or none of the reference.
 
-    A workload that was recorded in several versions (its code, data or budget changed) is reported in the one with most runs, and a note says so.
+    Its notes say what was left out (folders that are no runs of a race, damaged runs, other versions of a workload or an algorithm) and
+    which runs diverged or are not exact.
     """
-    chosen, dropped = newest_of_each(
-        [r for r in records if r.finished and r.result is not None and {"workload", "algorithm"} <= r.recipe.keys()]
-    )
+    fit, passed_over = usable(records)
+    chosen, dropped = one_version(fit)
     if not chosen:
-        raise ValueError("there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.")
+        reasons = " ".join(["", *passed_over])
+        raise ValueError(f"there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.{reasons}")
     curves = [curve(r) for r in chosen]
     trials = [trial(r, c) for r, c in zip(chosen, curves, strict=True)]
-    notes = [*notes, *dropped, *inexact(chosen)]
     return Race(
         algorithms=list(dict.fromkeys(t.algorithm for t in trials)),
         workloads=list({r.recipe["workload"]: task(r) for r in chosen}.values()),
@@ -38,28 +50,112 @@ def race(
         summary=summary(trials),
         environment=environment(chosen),
         command=command,
-        notes=notes,
+        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen)],
     )
 
 
-def newest_of_each(records: list[Record]) -> tuple[list[Record], list[str]]:
-    """One record per workload, algorithm and seed, all of a workload from the same code, data and budget; and a note on what was left out."""
-    versions: dict[str, dict[tuple[Any, ...], list[Record]]] = {}
+def usable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:
+    """The finished runs from which a time to target can be read, and a note on every other one; unfinished ones are passed over silently."""
+    fit: list[Record] = []
+    unfit: dict[str, list[str]] = {}
     for r in records:
-        key = tuple(str(r.recipe.get(k)) for k in ("code", "data", "steps", "targets", "device", "bf16"))
-        versions.setdefault(r.recipe["workload"], {}).setdefault(key, []).append(r)
-    chosen: dict[tuple[Any, ...], Record] = {}
-    notes = []
-    for workload, groups in versions.items():
-        best = max(groups.values(), key=lambda g: (len(g), max(r.path.stat().st_mtime for r in g)))
-        if len(groups) > 1:
-            left = sum(map(len, groups.values())) - len(best)
-            notes.append(
-                f"{workload} was recorded in {len(groups)} versions of code, data or budget; {left} runs of the others are left out."
-            )
-        for r in best:
-            chosen[workload, r.recipe["algorithm"], r.recipe["seed"]] = r
-    return list(chosen.values()), notes
+        reason = flaw(replace(r))  # a copy, because a record keeps the rows it has read
+        if reason is None and r.finished:
+            fit.append(r)
+        elif reason is not None:
+            unfit.setdefault(reason, []).append(r.path.name)
+    return fit, [f"{listed(names)} {'is' if len(names) == 1 else 'are'} left out: {reason}" for reason, names in unfit.items()]
+
+
+def flaw(r: Record) -> str | None:
+    """Why nothing can be measured on this run, as a sentence; None for a sound run and for one that is not finished."""
+    if not r.finished:
+        damaged = (r.path / "result.json").exists()
+        return f"{r.path / 'result.json'} is damaged." if damaged else None
+    recipe, goals = r.recipe, r.recipe.get("targets")
+    sound = {
+        "workload": isinstance(recipe.get("workload"), str),
+        "algorithm": isinstance(recipe.get("algorithm"), str),
+        "seed": isinstance(recipe.get("seed"), int),
+        "targets": isinstance(goals, list) and goals and all(isinstance(g, int | float) and isfinite(g) for g in goals),
+        "steps": isinstance(recipe.get("steps"), int) and recipe["steps"] > 0,
+    }
+    if not all(sound.values()) or not isinstance(r.result, dict):
+        lacking = [name for name, there in sound.items() if not there]
+        return f"no run of a race ({f'its recipe lacks {joined(lacking)}' if lacking else 'its result is no object'})."
+    if r.damaged:
+        return " ".join(r.problems)
+    try:
+        trial(r, curve(r))
+    except (ValueError, TypeError) as error:
+        return f"no run of a race ({str(error).rstrip('.')})."
+    return None
+
+
+def one_version(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
+    """Runs that can be compared, and notes on what was left out.
+
+    Of each workload the version (code, data, budget, setting) with most runs, of equally many the newest; in it of each algorithm the
+    newest version (settings, source), so that no mean is over two of them; of a repeated seed the newest run.
+    """
+    kept: list[Record] = []
+    notes: list[str] = []
+    for name, runs in grouped(records, "workload").items():
+        versions = grouped(runs, *SHARED)
+        best = max(versions.values(), key=lambda v: (len(v), newest(v)))
+        if len(versions) > 1:
+            differ = joined([key for key in SHARED if len(grouped(runs, key)) > 1])
+            notes.append(f"{name} was recorded in {len(versions)} versions ({differ} differ): {left_out(runs, best)} of the others.")
+        for algorithm, ours in grouped(best, "algorithm").items():
+            own = grouped(ours, *OWN)
+            last = max(own.values(), key=newest)
+            if len(own) > 1:
+                text = f"{algorithm} on {name} was recorded in {len(own)} versions of its settings or source"
+                notes.append(f"{text}: {left_out(ours, last)} of the older.")
+            for seed, same in grouped(last, "seed").items():
+                kept.append(max(same, key=written))
+                if len(same) > 1:
+                    where = joined([r.path.name for r in same])
+                    notes.append(
+                        f"{algorithm} on {name}, seed {seed}, was recorded {len(same)} times ({where}): {kept[-1].path.name}, the newest, counts."
+                    )
+    order = {id(r): i for i, r in enumerate(records)}
+    return sorted(kept, key=lambda r: order[id(r)]), notes
+
+
+def grouped(records: Sequence[Record], *names: str) -> dict[str, list[Record]]:
+    """Runs by the values that their recipes give to these names."""
+    groups: dict[str, list[Record]] = {}
+    for r in records:
+        values = [r.recipe.get(name) for name in names]
+        key = str(values[0]) if len(names) == 1 else json.dumps(values, sort_keys=True, default=str)
+        groups.setdefault(key, []).append(r)
+    return groups
+
+
+def written(r: Record) -> tuple[float, str]:
+    """When the run was finished; the name decides between two of the same instant."""
+    try:
+        return (r.path / "result.json").stat().st_mtime, r.path.name
+    except OSError:
+        return 0.0, r.path.name
+
+
+def newest(records: Sequence[Record]) -> tuple[float, str]:
+    """When the last of these runs was finished."""
+    return max(map(written, records))
+
+
+def left_out(runs: Sequence[Record], kept: Sequence[Record]) -> str:
+    """How many of `runs` are not in `kept`, as a clause without its end."""
+    count = len(runs) - len(kept)
+    return f"left out {'is' if count == 1 else 'are'} {count} run{'' if count == 1 else 's'}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - SHOWN
+    return joined([*names[:SHOWN], f"{more} more"] if more > 0 else names)
 
 
 def task(r: Record) -> Task:
@@ -84,11 +180,13 @@ def trial(r: Record, c: Curve) -> Trial:
 
 
 def splits(records: Iterable[Record]) -> list[Split]:
-    """Where the clock went, summed over seeds."""
+    """Where the clock went, summed over seeds, of the runs whose rows tell."""
     sums: dict[tuple[str, str], np.ndarray] = {}
     for r in records:
-        c = columns(r, "data_seconds", "gradient_seconds", "optimizer_seconds", "t")
-        last = np.array([float(c[name][-1]) for name in ("data_seconds", "gradient_seconds", "optimizer_seconds", "t")])
+        try:
+            last = np.array([float(column[-1]) for column in columns(r, *SPLIT).values()])
+        except (ValueError, TypeError):  # not our loop's rows: their costs count, where the clock went is unknown
+            continue
         key = r.recipe["workload"], r.recipe["algorithm"]
         sums[key] = sums.get(key, np.zeros(4)) + last
     return [Split(w, a, float(data), float(gradient), float(update), int(t)) for (w, a), (data, gradient, update, t) in sums.items()]
@@ -115,6 +213,14 @@ def _words(session: Mapping[str, Any]) -> dict[str, str]:
     if git:
         words["commit"] = f"{git.get('commit')}{' with uncommitted changes' if git.get('dirty') else ''}"
     return words
+
+
+def diverged(records: Iterable[Record]) -> list[str]:
+    """How many runs of an algorithm on a workload diverged; one that had reached its target before has reached it."""
+    counts: dict[tuple[str, str], list[bool]] = {}
+    for r in records:
+        counts.setdefault((r.recipe["algorithm"], r.recipe["workload"]), []).append(bool(r.result and r.result.get("diverged")))
+    return [f"{sum(who)} of {len(who)} runs of {a} on {w} diverged." for (a, w), who in counts.items() if any(who)]
 
 
 def inexact(records: Iterable[Record]) -> list[str]:

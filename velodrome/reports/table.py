@@ -42,13 +42,14 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
     return table
 
 
-def print_race(score: Score, summary: Sequence[Row], console: Console | None = None) -> None:
-    """The answer in one sentence, the table, and how to read it, on `console` (default: stdout)."""
+def print_race(score: Score, summary: Sequence[Row], console: Console | None = None, notes: Sequence[str] = ()) -> None:
+    """The answer in one sentence, the table, how to read it, and a line for every note, on `console` (default: stdout)."""
     console = console or Terminal()
     console.print(Text(answer(score), style="bold"))
     console.print()
     console.print(race_table(score, summary))
-    console.print(Text(legend(score), style="dim"))
+    for line in (legend(score), *notes):
+        console.print(Text(line, style="dim"))
 
 
 def legend(score: Score) -> str:

@@ -6,7 +6,11 @@ from math import isfinite
 from velodrome.bench.score import Range, Score, Speedup
 
 MISSING = "—"
-SHORT = {"not separable at this scale": "not separable", "no pair reached the target": "no hits"}  # verdicts in a narrow column
+SHORT = {  # verdicts in a narrow column
+    "not separable at this scale": "not separable",
+    "no pair reached the target": "no hits",
+    "needs ≥ 2 informative pairs": "needs ≥ 2 pairs",
+}
 PREFIXES = ["", "k", "M", "G", "T", "P", "E", "Z"]
 
 
@@ -89,13 +93,17 @@ def answer(score: Score) -> str:
         parts.append(f"{s.algorithm} is slower ({times(s)} the speed of {score.reference})")
     groups = {
         "not separable at this scale": "not separable from {} at this scale",
-        "needs ≥ 2 seeds": "not decided, because an interval over {} needs at least 2 seeds",
+        "needs ≥ 2 informative pairs": "not decided against {}, for an interval needs 2 pairs of runs of each workload in which one reached the target",
         "no pair reached the target": "not comparable with {}, because no pair of runs reached the target",
     }
     for verdict, phrase in groups.items():
         names = [s.algorithm for s in score.overall if s.verdict == verdict]
         if names:
             parts.append(f"{joined(names)} {'is' if len(names) == 1 else 'are'} {phrase.format(score.reference)}")
+    for s in score.overall:
+        if s.both_missed and s.verdict != "no pair reached the target":
+            pairs = s.pairs + s.both_missed + s.unusable
+            parts.append(f"in {s.both_missed} of {pairs} pairs both {s.algorithm} and {score.reference} missed the target")
     undecided = {s.algorithm for s in score.overall if s.verdict == "not separable at this scale"}
     for c in score.cells:
         if c.algorithm in undecided and c.verdict in ("faster", "slower"):
