@@ -2,7 +2,8 @@
 
 Workers share nothing but the folder of runs. Each goes through groups of runs (a workload and a seed), claims those that nobody has, and trains
 them in turn, one evaluation interval each, so that whatever slows the machine down slows all algorithms down. Where the seeds do not divide among
-the workers, the last groups are trained by several at the same time, which is as fair; at the end each looks for what is left.
+the workers, the runs of the last groups are dealt out: they are trained at the same time in different processes instead of in turn in one. At the
+end each worker looks for what is left.
 """
 
 import json
@@ -10,14 +11,17 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from velodrome.bench.catalog import workload
+from velodrome.bench.catalog import workloads
+from velodrome.bench.device import check_device
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
-from velodrome.recipes.parse import parse
+from velodrome.recipes.parse import cause, parse
+from velodrome.recipes.recipe import Recipe
 from velodrome.records.environment import environment
 from velodrome.records.lock import Busy
 
@@ -35,19 +39,32 @@ class Worker:
         return self.stopping or os.getppid() != self.parent
 
     def say(self, folder: str, **state: Any) -> None:
+        """One line about a run to the parent."""
+        self.tell({"run": folder, **state})
+
+    def tell(self, line: dict[str, Any]) -> None:
         """One line to the parent; a parent that no longer listens is a reason to stop."""
         try:
-            self.emit(json.dumps({"run": folder, **state}), flush=True)
+            self.emit(json.dumps(line), flush=True)
         except (BrokenPipeError, ValueError):
             self.stopping = True
 
     def work(self) -> None:
-        """Understand the plan, or refuse it; then this worker's share of it, then whatever is left."""
+        """Understand the plan, or refuse it, and do it."""
+        self.train(*self.understand())
+
+    def understand(self) -> tuple[list[list[Entry]], list[list[Entry]]]:
+        """This worker's share of the groups, and all of them; what cannot be understood is told to the parent, exit code 2."""
         try:
             share, everything = self.groups()
-        except ValueError as error:  # the user's mistake: an unknown name, a workload without its data, a bad option
-            self.emit(json.dumps({"refused": str(error)}), flush=True)
+            assert all(entry.folder for group in everything for entry in group)  # settings that no record can hold are a mistake now
+        except (Exception, SystemExit) as error:  # the user's mistake: an unknown name, a workload without its data, a bad option
+            self.emit(json.dumps({"refused": str(error) if isinstance(error, ValueError) else cause(error)}), flush=True)
             raise SystemExit(2) from None
+        return share, everything
+
+    def train(self, share: list[list[Entry]], everything: list[list[Entry]]) -> None:
+        """This worker's share, then whatever is left."""
         for group in share:
             self.together(group)
         for group in everything:  # not what has just failed, here or in another worker
@@ -57,12 +74,15 @@ class Worker:
         """This worker's share of the groups, and all of them; long workloads first. Groups that do not divide among the workers are shared."""
         mine, workers = self.plan["first"], self.plan.get("workers", 1)
         setting = Setting(**self.plan["setting"])
-        recipes = [parse(text) for text in self.plan["algorithms"]]
-        workloads = sorted([workload(text) for text in self.plan["workloads"]], key=lambda w: -w.seconds)
+        check_device(setting.device)
+        recipes: dict[str, Recipe] = {}
+        for text in self.plan["algorithms"]:  # two spellings of one algorithm are raced once
+            recipe = parse(text)
+            recipes.setdefault(recipe.name, recipe)
         share, everything = [], []
-        for w in workloads:
+        for w in sorted(workloads(self.plan["workloads"]), key=lambda w: -w.seconds):
             data = w.load()
-            groups = [[Entry(w, data, recipe, seed, setting) for recipe in recipes] for seed in self.plan["seeds"]]
+            groups = [[Entry(w, data, recipe, seed, setting) for recipe in recipes.values()] for seed in self.plan["seeds"]]
             whole = len(groups) // workers * workers
             share += groups[mine:whole:workers] + [group[mine::workers] for group in groups[whole:]]
             everything += groups
@@ -101,16 +121,17 @@ class Worker:
 
 
 def main() -> int:
-    """Read the plan, work, and exit with 0, or with 143 if asked to stop."""
+    """Read the plan, say how many runs it has, work, and exit with 0, or with 143 if asked to stop."""
+    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what an algorithm prints is no message to the parent
     plan = json.loads(sys.stdin.read())
-    worker = Worker(plan)
+    worker = Worker(plan, partial(print, file=channel))
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: setattr(worker, "stopping", True))
     torch.set_num_threads(plan["threads"])
-    if plan["setting"]["device"].startswith("cuda"):
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    worker.work()
+    share, everything = worker.understand()
+    worker.tell({"plan": len({entry.folder for group in everything for entry in group})})
+    worker.train(share, everything)
     return 143 if worker.stopping else 0
 
 

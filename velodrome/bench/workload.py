@@ -47,9 +47,19 @@ class Workload:
     source: str | None = None
 
     def __post_init__(self):
-        assert self.steps % self.evaluations == 0, f"{self.name}: {self.steps} steps do not divide into {self.evaluations} evaluations"
-        assert self.evaluations >= 50, f"{self.name}: a hitting time needs 50 evaluations"
-        assert list(self.targets) == sorted(self.targets, reverse=True), f"{self.name}: targets go from easy to hard"
+        steps, evaluations, name = self.steps, self.evaluations, f"workload {self.name!r}"
+        if steps < 1:
+            raise ValueError(f"{name} needs steps to train for, got steps={steps}: write at least steps=50.")
+        if evaluations < 50:
+            raise ValueError(f"{name} needs at least 50 evaluations to time a target, got evaluations={evaluations}: write evaluations=50.")
+        if steps % evaluations:
+            near = max(1, round(steps / evaluations)) * evaluations
+            raise ValueError(f"{name}: {steps} steps do not divide into {evaluations} evaluations: write steps={near}.")
+        if not self.targets:
+            raise ValueError(f"{name} needs at least one target, a value of {self.metric_name!r} to reach: write targets=(0.5,).")
+        if list(self.targets) != sorted(self.targets, reverse=True):
+            right = tuple(sorted(self.targets, reverse=True))
+            raise ValueError(f"{name} needs its targets from easy to hard, got {self.targets}: write targets={right}.")
 
     @property
     def every(self) -> int:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from velodrome.bench.catalog import workload
+from velodrome.bench.device import check_device
 from velodrome.bench.hitting import Hit, time_to_target
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.commands.options import print_json, say
@@ -52,21 +52,6 @@ def run(o: Options, typed: str) -> int:
     if o.tensorboard:
         write_events(record, folder / "tensorboard")
     return tell(record, o.json)
-
-
-def check_device(name: str) -> None:
-    """A device that is there, and on a GPU the settings that a race uses; ValueError otherwise."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"there is no device {name!r} here ({reason}): `velodrome doctor` lists the devices.") from None
-    if device.type == "meta":
-        raise ValueError("the device 'meta' computes nothing: write cpu or cuda.")
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def train(entry: Entry, o: Options, stop: Callable[[], bool]) -> Exception | None:

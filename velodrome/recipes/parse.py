@@ -1,12 +1,17 @@
 """From what a user writes to a Recipe: `muon`, `muon(lr=0.01)`, `./mine.py:MyOptimizer(lr=3e-4)`, `torch.optim:Adagrad(lr=0.01)`."""
 
 import ast
+import contextlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
+import os
 import re
 import sys
-from collections.abc import Callable
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from hashlib import sha256
@@ -21,6 +26,9 @@ from velodrome.discover import recipe_names
 from velodrome.recipes.recipe import Recipe, warm_linear
 
 SCHEDULES = {"linear": warm_linear, "constant": None}
+BESIDE = "__velodrome_beside__"  # where a user's module keeps the modules that it imported from its own folder
+POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 def parse(text: str) -> Recipe:
@@ -29,6 +37,9 @@ def parse(text: str) -> Recipe:
     `NAME(option=value, …)` is a recipe of the package. `FILE.py:NAME(…)` and `package.module:NAME(…)` are a `torch.optim.Optimizer` class, a
     function of the model or of its parameters that returns an optimizer, or a function that returns a Recipe. An optimizer keeps its own
     defaults and gets the warm-up and linear decay of the recipes here as a factor of its learning rate; `schedule="constant"` leaves it alone.
+
+    The recipe's name is one spelling of all that mean the same: options that say the default are left out, the others come in the order of the
+    signature: `muon( betas=[0.9, 0.95],lr=1e-2)` is named `muon(lr=0.01)`.
     """
     target, options = split(text)
     if ":" not in target:
@@ -39,24 +50,43 @@ def parse(text: str) -> Recipe:
     module = load_module(place)
     made = getattr(module, attribute, None)
     if made is None:
-        near = get_close_matches(attribute, [n for n in vars(module) if not n.startswith("_")], 1)
-        raise ValueError(f"{place} has no {attribute!r}" + (f": did you mean {near[0]!r}?" if near else "."))
-    return _foreign(text, made, options, module_digest(module))
+        raise ValueError(f"{place} has no {attribute!r}{nearest(module, attribute)}")
+    if not callable(made):
+        raise ValueError(f"{text!r} must name an optimizer class or a function, got {type(made).__name__}.")
+    target = f"{os.path.normpath(place) if place.endswith('.py') else place}:{attribute}"
+    return _foreign(text, target, made, options, module_digest(module))
 
 
 def split(text: str) -> tuple[str, dict[str, Any]]:
-    """`name(a=1)` into the name and its options, which are Python literals."""
-    target, bracket, rest = text.strip().partition("(")
-    if not bracket:
-        return target, {}
+    """`name(a=1)` into the name and its options, which are Python literals; brackets in the path of a file belong to the path."""
+    text = text.strip()
+    file, plain = re.match(r"(.+?\.py:\w*)\s*(.*)$", text, re.DOTALL), re.match(r"([^(]*)(.*)$", text, re.DOTALL)
+    for match in (file, plain):
+        if match and (options := _options(match[2])) is not None:
+            return match[1].strip(), options
+    raise ValueError(f"options are written NAME(option=value, …) with plain values, got {text!r}: write 'muon(lr=0.01)'.")
+
+
+def _options(brackets: str) -> dict[str, Any] | None:
+    """`(a=1, b="c")` as a dictionary; None for anything else."""
+    if not brackets:
+        return {}
+    if not brackets.endswith(")"):
+        return None
     try:
-        call = ast.parse(f"f({rest}", mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert not call.args
-        assert all(k.arg for k in call.keywords)
-        return target, {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
-        raise ValueError(f"options are written NAME(option=value, …) with plain values, got {text!r}: write 'muon(lr=0.01)'.") from None
+        call = ast.parse(f"f{brackets}", mode="eval").body
+        if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+            return None
+        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+    except (SyntaxError, ValueError, TypeError):
+        return None
+    return options if len(options) == len(call.keywords) else None  # an option given twice, or **options
+
+
+def nearest(module: ModuleType, name: str) -> str:
+    """The end of a sentence that says a module has no such name."""
+    near = get_close_matches(name, [n for n in vars(module) if not n.startswith("_")], 1)
+    return f": did you mean {near[0]!r}?" if near else "."
 
 
 def _own(name: str, options: dict[str, Any], text: str) -> Recipe:
@@ -67,51 +97,78 @@ def _own(name: str, options: dict[str, Any], text: str) -> Recipe:
             hint = f"for a file of your own write {name}:NAME."
         raise ValueError(f"unknown algorithm {name!r}: {hint}")
     function = getattr(importlib.import_module(f"velodrome.recipes.{name}"), name)
-    _accepts(function, options, text)
-    recipe = function(**options)
-    recipe.optimizer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))  # a value out of range is an error now, not in a worker
-    return recipe
+    parameters = inspect.signature(function).parameters
+    _accepts(parameters, options, text)
+    default = function().settings
+    try:
+        recipe = function(**_typed(parameters, options))
+        recipe.optimizer(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))  # a value out of range is an error now, not in a worker
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{text!r} cannot be made: {cause(error)}.") from error
+    return replace(recipe, name=_spelled(name, {k: v for k, v in recipe.settings.items() if v != default[k]}))
 
 
-def _foreign(text: str, made: Any, options: dict[str, Any], source: str | None) -> Recipe:
-    if not callable(made):
-        raise ValueError(f"{text!r} must name an optimizer class or a function, got {type(made).__name__}.")
-    parameters = inspect.signature(made).parameters
-    required = [p for p in parameters.values() if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    if not required:
-        _accepts(made, options, text)
-        recipe = made(**options)
-        if not isinstance(recipe, Recipe):
-            raise ValueError(f"{text!r} takes no parameters, so it must return a Recipe, got {type(recipe).__name__}.")
-        return Recipe(text, recipe.optimizer, recipe.schedule, recipe.settings, source)
+def _foreign(text: str, target: str, made: Callable[..., Any], options: dict[str, Any], source: str) -> Recipe:
+    try:
+        parameters = dict(inspect.signature(made).parameters)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{text!r} cannot be called from here: {cause(error)}.") from None
+    required = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in VARIADIC]
+    first = next((p for p in parameters.values() if p.kind in POSITIONAL), None)
+    is_class = isinstance(made, type) and issubclass(made, torch.optim.Optimizer)
+    if not is_class and (first is None or first.default is not first.empty):
+        return _function(text, target, made, parameters, options, source)
+    if first is not None:
+        parameters.pop(first.name)  # ours to give
     shape = options.pop("schedule", "linear") if "schedule" not in parameters else "linear"
     if shape not in SCHEDULES:
         raise ValueError(f"schedule must be 'linear' or 'constant', got {shape!r}.")
-    _accepts(made, options, text)
-    missing = [p.name for p in required[1:] if p.name not in options]
+    _accepts(parameters, options, text)
+    missing = [name for name in required if name in parameters and name not in options]
     if missing:
-        raise ValueError(f"{text!r} needs a value for {', '.join(missing)}: write {text.split('(')[0]}({missing[0]}=…).")
-    wants_model = required[0].name in ("model", "module", "network")
+        raise ValueError(f"{text!r} needs a value for {', '.join(missing)}: write {target}({missing[0]}=…).")
+    options = _typed(parameters, options)
+    wants_model = first is not None and first.name in ("model", "module", "network")
     build = partial(_build, made, wants_model, text, options)
     if not wants_model:  # a value that it refuses is an error now, not in the middle of a race
-        try:
-            build(nn.Linear(2, 2))
-        except ValueError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{text!r} cannot be made: {type(error).__name__}: {error}.") from error
-    return Recipe(text, build, SCHEDULES[shape], {**options, "schedule": shape}, source)
+        build(nn.Linear(2, 2))
+    name = _spelled(target, {**_changed(parameters, options), **({"schedule": shape} if shape != "linear" else {})})
+    return Recipe(name, build, SCHEDULES[shape], {**_numbers(parameters), **options, "schedule": shape}, source)
+
+
+def _function(
+    text: str, target: str, made: Callable[..., Any], parameters: dict[str, inspect.Parameter], options: dict[str, Any], source: str
+) -> Recipe:
+    """The recipe of a function that takes nothing but options."""
+    _accepts(parameters, options, text)
+    options = _typed(parameters, options)
+    try:
+        recipe = made(**options)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{text!r} cannot be made: {cause(error)}.") from error
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{text!r} takes no parameters, so it must return a Recipe, got {type(recipe).__name__}.")
+    return replace(recipe, name=_spelled(target, _changed(parameters, options)), source=source)
 
 
 def _build(made: Callable[..., Any], wants_model: bool, text: str, options: dict[str, Any], model: nn.Module) -> torch.optim.Optimizer:
-    optimizer = made(model if wants_model else model.parameters(), **options)
+    try:
+        optimizer = made(model if wants_model else model.parameters(), **options)
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"{text!r} cannot be made: {cause(error)}.") from error
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ValueError(f"{text!r} must make a torch.optim.Optimizer, got {type(optimizer).__name__}.")
     return optimizer
 
 
-def _accepts(function: Callable[..., Any], options: dict[str, Any], text: str) -> None:
-    parameters = inspect.signature(function).parameters
+def cause(error: BaseException) -> str:
+    """An exception in one line without a full stop."""
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+
+
+def _accepts(parameters: Mapping[str, inspect.Parameter], options: dict[str, Any], text: str) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for name in options:
@@ -121,45 +178,116 @@ def _accepts(function: Callable[..., Any], options: dict[str, Any], text: str) -
             raise ValueError(f"unknown option {name!r} in {text!r}: {hint}")
 
 
+def _typed(parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> dict[str, Any]:
+    """The options in the order of the signature, with 1 as 1.0 and [0.9, 0.99] as (0.9, 0.99) where the default is of that type."""
+    order = sorted(options, key=lambda name: list(parameters).index(name) if name in parameters else len(parameters))
+    return {name: _like(options[name], parameters[name].default if name in parameters else None) for name in order}
+
+
+def _like(value: Any, default: Any) -> Any:
+    if type(default) is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    if type(default) is tuple and isinstance(value, list | tuple):
+        return tuple(_like(v, d) for v, d in zip(value, default, strict=True)) if len(value) == len(default) else tuple(value)
+    return value
+
+
+def _changed(parameters: Mapping[str, inspect.Parameter], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that do not say the default."""
+
+    def same(value: Any, default: Any) -> bool:
+        return type(value) is type(default) and bool(value == default)
+
+    return {name: value for name, value in options.items() if name not in parameters or not same(value, parameters[name].default)}
+
+
+def _numbers(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The defaults that are numbers, for the record."""
+    return {p.name: p.default for p in parameters.values() if type(p.default) in (int, float)}
+
+
+def _spelled(target: str, options: dict[str, Any]) -> str:
+    return f"{target}({', '.join(f'{name}={value!r}' for name, value in options.items())})" if options else target
+
+
 def load_module(place: str) -> ModuleType:
-    """The module of a user: a file (executed once a process, with its own folder importable) or an installed package."""
+    """The module of a user: a file (executed once a process, with its own folder importable) or an installed package.
+
+    What a file imports from its own folder belongs to it alone: another file's `import util` is another `util`. Such imports must therefore
+    stand at the top of the file, not inside its functions.
+    """
     if not place.endswith(".py"):
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             raise ValueError(f"cannot import {place!r} ({error}): write a file as ./{place}.py:NAME.") from None
-    path = Path(place).expanduser().resolve()
+        except (Exception, SystemExit) as error:
+            raise ValueError(f"{place} cannot be imported: {cause(error)}.") from error
+    path = file_of(place)
     if not path.is_file():
         raise ValueError(f"no such file: {place} (looked at {path}).")
-    name = "velodrome_user_" + re.sub(r"\W", "_", str(path))
-    if name in sys.modules:
-        return sys.modules[name]
+    name = "velodrome_user_" + sha256(str(path).encode()).hexdigest()[:16]
+    return sys.modules[name] if name in sys.modules else _execute(name, path, place)
+
+
+def file_of(place: str) -> Path:
+    """The file that a user means."""
+    return Path(place).expanduser().resolve()
+
+
+def _execute(name: str, path: Path, place: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    before = set(sys.modules)
+    importlib.invalidate_caches()
     sys.modules[name] = module  # dataclasses look their module up
     sys.path.insert(0, str(path.parent))  # so that it may import the files beside it
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}.") from error
+        raise ValueError(f"{place} cannot be imported: {cause(error)}.") from error
     finally:
-        sys.path.remove(str(path.parent))
+        with contextlib.suppress(ValueError):  # it may have changed the path itself
+            sys.path.remove(str(path.parent))
+        beside = {n: m for n, m in list(sys.modules.items()) if n not in before and n != name and _is_beside(m, path.parent)}
+        for n in beside:
+            del sys.modules[n]
+    module.__dict__[BESIDE] = list(beside.values())
     return module
 
 
+def _is_beside(module: ModuleType, folder: Path) -> bool:
+    """Whether a module lies in the user's folder; site-packages, Python's library and this package may lie there too and are not the user's."""
+    known = getattr(module, "__dict__", {})  # getattr(module, "__path__") may run anybody's __getattr__
+    place = known.get("__file__") or next(iter(known.get("__path__") or ()), None)  # a folder without __init__.py has no file
+    if not isinstance(place, str):
+        return False
+    path = Path(place).resolve()
+    elsewhere = (Path(__file__).resolve().parent.parent, Path(sysconfig.get_paths()["stdlib"]).resolve())
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    return path.is_relative_to(folder) and not installed and not any(path.is_relative_to(p) for p in elsewhere)
+
+
 def module_digest(module: ModuleType) -> str:
-    """SHA-256 of the user's file and of the modules it imported from its own folder; for an installed package, its name and version."""
-    file = Path(module.__file__ or "")
-    if not module.__name__.startswith("velodrome_user_"):
-        return f"{module.__name__} {getattr(sys.modules.get(module.__name__.split('.')[0]), '__version__', '')}"
-    files = [getattr(m, "__file__", None) for m in list(sys.modules.values())]
-    beside = {Path(f) for f in files if isinstance(f, str)}
-    used = sorted(p for p in beside | {file} if p.suffix == ".py" and p.is_relative_to(file.parent) and "site-packages" not in p.parts)
-    return sha256(b"".join(p.read_bytes() for p in used if p == file or not _ours(p))).hexdigest()
-
-
-def _ours(path: Path) -> bool:
-    return path.is_relative_to(Path(__file__).parent.parent)
+    """SHA-256 of the user's file and of the modules it imported from its own folder, or of an installed module's source, name and version."""
+    digest = sha256()
+    parts: list[tuple[str, Path | None]]
+    if BESIDE in vars(module):
+        file = Path(str(module.__file__))
+        beside = {Path(m.__file__).resolve() for m in vars(module)[BESIDE] if getattr(m, "__file__", None)}
+        parts = [(os.path.relpath(path, file.parent), path) for path in {file, *beside}]
+    else:
+        top = module.__name__.split(".")[0]
+        try:
+            version = importlib.metadata.version(top)
+        except importlib.metadata.PackageNotFoundError:
+            version = str(getattr(sys.modules.get(top), "__version__", ""))
+        source = getattr(module, "__file__", None) and inspect.getsourcefile(module)
+        parts = [(f"{module.__name__} {version}", Path(source) if source else None)]
+    for name, path in sorted(parts, key=lambda part: part[0]):
+        content = path.read_bytes() if path else b""
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
