@@ -102,7 +102,7 @@ def drive(entry: Entry, root: Path, environment: dict[str, Any], stop: Callable[
             yield from _Training(entry, run, stop).go()
         except (Interrupted, GeneratorExit):
             raise
-        except Exception:
+        except (Exception, SystemExit):
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
             raise

@@ -113,7 +113,7 @@ class Worker:
         except Interrupted:
             self.say(folder, state="interrupted")
             return False
-        except Exception as error:  # one algorithm's mistake must not end the others; the traceback is in the run's folder
+        except (Exception, SystemExit) as error:  # one algorithm's mistake must not end the others; the traceback is in the run's folder
             self.say(folder, state="failed", note=f"{type(error).__name__}: {error}")
             return False
         self.say(folder, **state)
