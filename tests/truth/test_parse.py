@@ -9,7 +9,8 @@ from torch import nn
 
 from velodrome.bench.catalog import workload, workloads
 from velodrome.recipes.adamw import adamw
-from velodrome.recipes.parse import load_module, module_digest, parse, split
+from velodrome.recipes.load import load_module, module_digest
+from velodrome.recipes.parse import parse, split
 
 MINE = """
 import torch
@@ -223,7 +224,7 @@ def test_a_file_that_does_not_load_is_a_sentence_and_leaves_nothing_behind(here,
 
 def test_a_folder_that_holds_this_package_keeps_it_imported(here, monkeypatch):
     """As a file at the top of this repository would: the package lies beside it."""
-    from velodrome.recipes import parse as room
+    from velodrome.recipes import load as room
 
     (here / "util.py").write_text("")
     spec = importlib.util.spec_from_file_location("util", here / "util.py")

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from velodrome.bench.workload import Workload
 from velodrome.discover import workload_names
-from velodrome.recipes.parse import cause, file_of, load_module, module_digest, nearest
+from velodrome.recipes.load import cause, file_of, load_module, module_digest, nearest
 
 
 def workload(text: str) -> Workload:

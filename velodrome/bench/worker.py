@@ -20,7 +20,8 @@ import torch
 from velodrome.bench.catalog import workloads
 from velodrome.bench.device import check_device
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
-from velodrome.recipes.parse import cause, parse
+from velodrome.recipes.load import cause
+from velodrome.recipes.parse import parse
 from velodrome.recipes.recipe import Recipe
 from velodrome.records.environment import environment
 from velodrome.records.lock import Busy
