@@ -28,13 +28,14 @@ def test_a_digest_of_code_changes_with_name_and_content_and_not_with_order_or_pl
 
 def test_the_package_s_digest_sees_every_room_that_trains_and_no_report(tmp_path, monkeypatch):
     shutil.copytree(digest.Path(digest.__file__).parents[1], tmp_path / "velodrome", ignore=shutil.ignore_patterns("__pycache__"))
-    here = package_digest()
+    fresh = package_digest.__wrapped__  # a process remembers the digest of the code it runs
+    here = fresh()
     monkeypatch.setattr(digest, "__file__", str(tmp_path / "velodrome" / "records" / "digest.py"))
-    assert package_digest() == here
+    assert fresh() == here
     (tmp_path / "velodrome" / "reports" / "__init__.py").write_text("changed = 1")
-    assert package_digest() == here
+    assert fresh() == here
     (tmp_path / "velodrome" / "optim" / "__init__.py").write_text("changed = 1")
-    assert package_digest() != here
+    assert fresh() != here
 
 
 def test_a_content_hash_is_that_of_the_canonical_json():

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def code_digest(files: Iterable[Path], root: Path | None = None) -> str:
     return digest.hexdigest()
 
 
+@cache
 def package_digest() -> str:
     """`code_digest` of the package's own sources that influence training; the same wherever the package is installed."""
     root = Path(__file__).parents[1]
