@@ -105,6 +105,17 @@ def test_the_answer_tells_where_an_algorithm_that_is_not_separable_overall_is_fa
     assert "noise alone" not in sentence
 
 
+def test_a_users_own_optimizer_is_called_by_its_class_unless_another_is_called_so():
+    assert words.labels(["adamw", "muon(lr=0.01)", "a/mine.py:My", "b.py:Other(lr=1)"]) == {
+        "adamw": "adamw",
+        "muon(lr=0.01)": "muon(lr=0.01)",
+        "a/mine.py:My": "My",
+        "b.py:Other(lr=1)": "Other(lr=1)",
+    }
+    assert words.labels(["a.py:My", "b.py:My"]) == {"a.py:My": "a.py:My", "b.py:My": "b.py:My"}
+    assert words.labels(["adamw", "c.py:adamw"]) == {"adamw": "adamw", "c.py:adamw": "c.py:adamw"}
+
+
 def test_the_answer_does_not_claim_what_one_seed_cannot_show():
     assert "an interval needs 2 pairs of runs" in words.answer(make_race(seeds=1).score)
     assert "not separable from adamw at this scale" in words.answer(make_race(speed=1.0).score)

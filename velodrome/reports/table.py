@@ -9,7 +9,7 @@ from rich.text import Text
 
 from velodrome.bench.score import Row, Score, Speedup
 from velodrome.reports.console import Terminal
-from velodrome.reports.words import MISSING, SHORT, answer, median, times
+from velodrome.reports.words import MISSING, SHORT, answer, labels, median, times
 
 STYLES = {"faster": "bold green", "slower": "red"}
 
@@ -20,6 +20,7 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
     "≥" and "≤" mark numbers that rest on runs that missed their target, "—" what is missing; a last section gives the overall speed-up.
     """
     cells = {(c.workload, c.algorithm): c for c in score.cells}
+    label = labels([score.reference, *(row.algorithm for row in summary)])
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", collapse_padding=True)
     table.add_column("", overflow="fold", min_width=9)
     table.add_column("hits", justify="right", no_wrap=True)
@@ -32,13 +33,16 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
         for row in rows:
             costs = [median(a, row.cost.get(a)).removesuffix("FLOP") for a in ("steps", "examples", "flops", "seconds")]
             table.add_row(
-                Text(f"  {row.algorithm}"), f"{row.hits}/{row.trials}", *costs, *_result(cells.get((workload, row.algorithm)), score, row)
+                Text(f"  {label[row.algorithm]}"),
+                f"{row.hits}/{row.trials}",
+                *costs,
+                *_result(cells.get((workload, row.algorithm)), score, row),
             )
     if score.overall:
         table.add_section()
         table.add_row(Text("overall", style="bold"))
         for s in score.overall:
-            table.add_row(Text(f"  {s.algorithm}"), f"{s.hits}/{s.trials}", "", "", "", "", *_result(s, score, None))
+            table.add_row(Text(f"  {label[s.algorithm]}"), f"{s.hits}/{s.trials}", "", "", "", "", *_result(s, score, None))
     return table
 
 

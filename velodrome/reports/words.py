@@ -1,5 +1,6 @@
 """Numbers and results in words: human units, speed-ups with their intervals, and the answer of a race in one sentence."""
 
+import re
 from collections.abc import Sequence
 from math import isfinite
 
@@ -79,6 +80,12 @@ def ratio(x: float) -> str:
 def joined(names: Sequence[str]) -> str:
     """Names as English joins them: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """Short names for narrow columns: of FILE.py:CLASS what stands behind the colon, as long as nobody else is called so."""
+    short = {name: re.sub(r"^[^(]*:", "", name) for name in dict.fromkeys(names)}
+    return {name: label if list(short.values()).count(label) == 1 else name for name, label in short.items()}
 
 
 def answer(score: Score) -> str:
