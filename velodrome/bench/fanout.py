@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -74,7 +74,7 @@ def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dic
 
 def _wait(root: str, unfinished: list[str], states: dict[str, dict[str, Any]], hear: Callable[[str, dict[str, Any]], None]) -> bool:
     """Until runs that other races train are all finished (True), or one of them has nobody who trains it (False)."""
-    with _signals() as asked:
+    with stopping() as asked:
         while True:
             for folder in [f for f in unfinished if (Path(root) / f / "result.json").exists()]:
                 hear(folder, {**states[folder], "state": "finished"})
@@ -148,7 +148,7 @@ class _Crew:
         """Until all have left; returns how the first one crashed, or ''."""
         patience = PATIENCE
         try:
-            with _signals() as asked:
+            with stopping() as asked:
                 alive = len(self.processes)
                 while alive and not asked:
                     try:
@@ -216,7 +216,7 @@ class _Crew:
 
 
 @contextlib.contextmanager
-def _signals() -> Any:
+def stopping() -> Iterator[list[int]]:
     """A list that receives 130 or 143 when SIGINT or SIGTERM arrives; a second Ctrl-C is the usual KeyboardInterrupt."""
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,10 +1,8 @@
 """The work of `velodrome train`: one run by the protocol of a race, its result in words, and TensorBoard events from its rows."""
 
-import contextlib
 import importlib.util
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 
 from velodrome.bench.catalog import workload
 from velodrome.bench.device import check_device
+from velodrome.bench.fanout import stopping
 from velodrome.bench.hitting import Hit, time_to_target
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.commands.options import print_json, say
@@ -81,24 +80,6 @@ def train(entry: Entry, o: Options, stop: Callable[[], bool]) -> Exception | Non
             progress.update(name, state="interrupted")
             return error
     return None
-
-
-@contextlib.contextmanager
-def stopping() -> Iterator[list[int]]:
-    """A list that receives 130 or 143 when SIGINT or SIGTERM arrives; a second Ctrl-C is the usual KeyboardInterrupt."""
-    asked: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(128 + number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def tell(record: Record, as_json: bool) -> int:
