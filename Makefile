@@ -29,6 +29,9 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.records
 	$(BIN)/python -m benchmarks.race
 
+docs: $(VENV)/ready
+	$(BIN)/python docs/refresh.py workloads
+
 claims: $(VENV)/ready
 	@echo "There are no slow claims yet: they come with experiments/."
 

@@ -163,8 +163,7 @@ def train(
         loss, gradient_flops = _gradient(gradient, batch, flops)
         done = now()
         gradient_seconds = gradients.charge((batch.inputs.shape, batch.targets.shape), done - drawn)
-        first = loss if counters.first_loss is None else counters.first_loss
-        high = counters.high + 1 if loss > explosion * max(1.0, abs(first)) else 0
+        first, high, diverged = _judged(counters, loss, explosion)
         tokens = counters.tokens if batch.tokens is None else (counters.tokens or 0) + batch.tokens
         counters = Counters(
             t,
@@ -179,9 +178,6 @@ def train(
             high,
             flops.get("update"),
         )
-        diverged = None if isfinite(loss) else ("nan" if loss != loss else "inf")
-        if high >= EXPLODED_STEPS:
-            diverged = diverged or "exploded"
         if watch is not None:
             watch.close()
         yield Step(batch, loss, diverged, counters)
@@ -190,6 +186,15 @@ def train(
         if diverged is not None:
             return
         pending = True
+
+
+def _judged(counters: Counters, loss: float, explosion: float) -> tuple[float, int, str | None]:
+    """(the run's first loss, how many steps in a row stood too high, whether and how the run has diverged)."""
+    first = loss if counters.first_loss is None else counters.first_loss
+    high = counters.high + 1 if loss > explosion * max(1.0, abs(first)) else 0
+    if not isfinite(loss):
+        return first, high, "nan" if loss != loss else "inf"
+    return first, high, "exploded" if high >= EXPLODED_STEPS else None
 
 
 class _Charges:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import resource
 import signal
 import time
 
@@ -19,6 +18,7 @@ from velodrome.records.lock import Busy
 from velodrome.records.read import read
 from velodrome.records.run import Run
 
+resource = pytest.importorskip("resource")
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
