@@ -185,7 +185,9 @@ def test_a_run_that_another_race_trains_is_waited_for_and_is_no_crash(act, here)
 
 def test_an_exception_in_the_listener_stops_the_workers(act, here):
     act("""
-        open(f"pid{plan['first']}", "w").write(str(os.getpid()))
+        with open(f"part{plan['first']}", "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(f"part{plan['first']}", f"pid{plan['first']}")  # whoever sees the file sees the number
         while not (os.path.exists("pid0") and os.path.exists("pid1")):
             time.sleep(0.01)
         say(run="a", state="running")
