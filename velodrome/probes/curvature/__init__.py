@@ -1,0 +1,1 @@
+"""Curvature as linear operators: Hessian, Gauss-Newton, Fisher, their blocks and preconditioned forms; each answers `operator @ vector`."""

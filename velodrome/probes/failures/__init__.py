@@ -1,0 +1,1 @@
+"""Signs that a run is getting sick, before it fails."""

@@ -1,0 +1,1 @@
+"""The network as a function: tangent kernel, information, landscape, attribution."""

@@ -1,0 +1,1 @@
+"""Statistics of the gradients of single examples: noise scale, coherence, hard and opposing examples."""

@@ -1,0 +1,1 @@
+"""What the optimizer's steps do to the weights: angles, sizes, directions, distances."""
