@@ -5,7 +5,7 @@ from functools import partial
 
 from experiments.trials import adamw, claim, difference, finals, table, tasks, train, tuned
 from velodrome.bench.protocol import Entry, Live
-from velodrome.probes.gradient_norms import GradientNorms
+from velodrome.probes.updates.gradient_norms import GradientNorms
 from velodrome.recipes.parse import parse
 from velodrome.records.digest import content_hash
 from velodrome.schedules.refined import Refined, refine

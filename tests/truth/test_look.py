@@ -16,7 +16,7 @@ from velodrome.cli import main
 from velodrome.optim.adam import adamw
 from velodrome.optim.sgd import sgd
 from velodrome.probes.findings import findings, remarks
-from velodrome.probes.steps import Report, effective_steps, medians
+from velodrome.probes.updates.steps import Report, effective_steps, medians
 from velodrome.recipes.parse import parse
 
 TINY = f"{Path(__file__).parent.parent / 'tiny.py'}:tiny"

@@ -19,7 +19,7 @@ from velodrome.optim.rmsprop import rmsprop
 from velodrome.optim.sgd import sgd
 from velodrome.probes.conversion import convert_lr
 from velodrome.probes.equivalence import run
-from velodrome.probes.steps import effective_steps
+from velodrome.probes.updates.steps import effective_steps
 
 
 def task(dtype=torch.float64):

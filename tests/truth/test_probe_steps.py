@@ -15,7 +15,7 @@ from velodrome.optim.diffgrad import diffgrad
 from velodrome.optim.lion import lion
 from velodrome.optim.rmsprop import rmsprop
 from velodrome.optim.sgd import sgd
-from velodrome.probes.steps import UNITS, effective_steps, medians, named, rotation
+from velodrome.probes.updates.steps import UNITS, effective_steps, medians, named, rotation
 
 OPTIMIZERS = {
     "sgd": partial(sgd, lr=0.1, momentum=0.9, weight_decay=1e-3),

@@ -10,7 +10,7 @@ from scipy.ndimage import median_filter as scipy_median
 from torch import nn
 
 from velodrome.cli import main
-from velodrome.probes.gradient_norms import GradientNorms
+from velodrome.probes.updates.gradient_norms import GradientNorms
 from velodrome.schedules.linear import linear
 from velodrome.schedules.refined import Refined, median_filter, refine, refined
 from velodrome.schedules.text import parse_schedule

@@ -21,9 +21,9 @@ from velodrome.optim.lion_a import lion_a, lion_ar
 from velodrome.optim.relative_change import RelativeChange, rrc_adam
 from velodrome.optim.rule import At
 from velodrome.optim.sgd import sgd
-from velodrome.probes.equilibrium import equilibrium
-from velodrome.probes.steps import effective_steps
-from velodrome.probes.update_control import gradient_snr, representation_changes
+from velodrome.probes.updates.equilibrium import equilibrium
+from velodrome.probes.updates.steps import effective_steps
+from velodrome.probes.updates.update_control import gradient_snr, representation_changes
 
 
 def walk(optimizer, p, steps, seed=0):

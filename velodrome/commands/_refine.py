@@ -6,7 +6,7 @@ import torch
 
 from velodrome.bench.replay import entry_of, find, replay
 from velodrome.commands.refine import Norms
-from velodrome.probes.gradient_norms import GradientNorms
+from velodrome.probes.updates.gradient_norms import GradientNorms
 from velodrome.recipes.parse import split
 from velodrome.reports.progress import Progress
 

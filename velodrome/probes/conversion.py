@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from velodrome.data.stream import Batch
 from velodrome.probes.equivalence import Factory, Loss, Schedule, Update, shared
-from velodrome.probes.steps import neuron_rotation
+from velodrome.probes.updates.steps import neuron_rotation
 
 Match = Literal["rms", "rotation"]
 

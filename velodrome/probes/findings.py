@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from velodrome.probes.steps import Numbers, Report
+from velodrome.probes.updates.steps import Numbers, Report
 
 HALF = 0.5  # a share from which on a tensor is mostly like this
 LARGE = 0.1  # a matrix that changes by a tenth of its norm in one step forgets itself in ten

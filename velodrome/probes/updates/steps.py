@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.probes.equilibrium import Equilibrium, balance, named
+from velodrome.probes.updates.equilibrium import Equilibrium, balance, named
 
 Numbers = dict[str, float | None]
 

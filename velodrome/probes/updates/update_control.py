@@ -6,7 +6,7 @@ r"""How large an update really is (Kosson, Messmer & Jaggi 2024, https://arxiv.o
 
     print(gradient_snr(backward(model, loss), batch).snr)   # before the step
 
-The angular update, the third of the paper's measures, is `probes.steps.rotation` and in every report of `effective_steps`.
+The angular update, the third of the paper's measures, is `probes.updates.steps.rotation` and in every report of `effective_steps`.
 """
 
 from collections.abc import Callable, Iterator
