@@ -1,0 +1,1 @@
+"""Probes against the best measured: `python -m benchmarks.probes`."""
