@@ -15,7 +15,7 @@ from velodrome.bench.replay import find, replay
 from velodrome.cli import main
 from velodrome.optim.adam import adamw
 from velodrome.optim.sgd import sgd
-from velodrome.probes.findings import findings, remarks
+from velodrome.probes.findings.steps import findings, remarks
 from velodrome.probes.updates.steps import Report, effective_steps, medians
 from velodrome.recipes.parse import parse
 

@@ -17,7 +17,7 @@ from velodrome.commands.options import nearest, print_json, write_page
 from velodrome.discover import entries, recipe_names
 from velodrome.probes.conversion import Conversion, convert_lr, first_rate
 from velodrome.probes.equivalence import Equivalence, Factory, Training, equivalence, train_both
-from velodrome.probes.findings import findings, remarks
+from velodrome.probes.findings.steps import findings, remarks
 from velodrome.probes.updates.steps import UNITS, effective_steps, medians
 from velodrome.recipes.parse import parse, split
 from velodrome.recipes.recipe import Recipe

@@ -89,6 +89,17 @@ def latest(run_folder: Path | str, report: Callable[[str], Any] = warnings.warn)
     return None
 
 
+def load(path: Path | str) -> tuple[int, Any]:
+    """(step, tree) of one checkpoint's folder, `…/checkpoints/step-N`; ValueError where it is none, or not exactly as it was written."""
+    path = Path(path)
+    if not _NAME.fullmatch(path.name):
+        raise ValueError(f"{path} is not a checkpoint: give a folder such as runs/NAME/checkpoints/step-400.")
+    try:
+        return _step(path), _tree(_verified(path))
+    except Damaged as damage:
+        raise ValueError(f"{path} cannot be read: {damage}") from None
+
+
 def _files(folder: Path, step: int, tree: Any) -> dict[str, bytes]:
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from velodrome.probes.findings.finding import listed
 from velodrome.probes.updates.steps import Numbers, Report
 
 HALF = 0.5  # a share from which on a tensor is mostly like this
@@ -93,8 +94,3 @@ def _balance(report: Report, early: bool) -> list[str]:
         angles = f"{x['neuron_rotation']:.2g} instead of {x['equilibrium']:.2g} radians a step"
         said.append(f"{names} rotate{'s' if len(ratios) == 1 else ''} {times:.1f} times {word} than in equilibrium ({angles}): {why}.")
     return said
-
-
-def listed(names: list[str]) -> str:
-    """Up to three names, and how many more."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""What readings mean, in words with their numbers: one file for each family of sicknesses."""
