@@ -1,0 +1,128 @@
+r"""The empirical neural tangent kernel $K = J J^\top$ of any network (Jacot et al. 2018, https://arxiv.org/abs/1806.07572), exact and by sketches."""
+
+# Shapes: n examples, c outputs of one example, P parameters.
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from velodrome.probes.functions.gram import gram, signals
+from velodrome.probes.functions.jacobian import Tangent, own_outputs, parts, rows, tensor
+from velodrome.probes.objective import Objective, joined
+
+Outputs = Literal["all", "sum", "trace"]
+MEMORY = 2**30
+UNIT = "output²/parameter²"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    r"""A kernel over n examples with c outputs each: `matrix` (n·c, n·c), example by example, if `outputs` is "all", else (n, n).
+
+    "sum" is the kernel of the sum of an example's outputs, "trace" the sum over outputs of the kernels of each. In output²/parameter².
+    `error` is None for an exact kernel, else one standard error for each entry from `draws` independent draws, whose vectors are kept in `sketch`.
+    `cost` counts passes over the data.
+    """
+
+    matrix: Tensor
+    outputs: Outputs
+    examples: int
+    width: int
+    error: Tensor | None = None
+    draws: int = 0
+    sketch: Tensor | None = None
+    unit: str = UNIT
+    cost: dict[str, float] = field(default_factory=dict)
+
+
+def ntk(objective: Objective, outputs: Outputs = "all", *, memory: int = MEMORY) -> Kernel:
+    r"""$K_{(i,k),(j,l)} = \langle \partial f_k(x_i)/\partial\theta,\ \partial f_l(x_j)/\partial\theta \rangle$: exact, in the weights' dtype.
+
+    Linear layers with 2-d inputs, also shared ones, add $(A A^\top) \odot (\Delta \Delta^\top)$ and nothing of the size of the weights is made; all other
+    parameters go by Jacobians of single examples, in blocks so that about `memory` bytes (default 1 GiB) are held beside the kernel; the more
+    blocks, the more often Jacobians are made again. Cost: one forward pass and c backward passes ("sum": one), and the product of the rows.
+    ValueError where an example has no outputs of its own (BatchNorm in training mode, dropout).
+    """
+    if outputs not in ("all", "sum", "trace"):
+        raise ValueError(f"outputs must be 'all', 'sum' or 'trace', got {outputs!r}.")
+    own_outputs(objective)
+    with objective.ready():
+        whole = objective.batches[0]
+        for batch in objective.batches[1:]:
+            whole = joined(whole, batch)
+        with torch.no_grad():
+            width = tensor(objective.outputs(objective.batches[0])).flatten(1).shape[1]
+        some = next(iter(objective.params.values()))
+        weights = torch.ones(1, width) if outputs == "sum" else torch.eye(width)
+        weights = weights.to(some)
+        seen, names = signals(objective, whole, weights)
+        across, q = outputs == "all", len(weights)
+        size = objective.examples * (q if across else 1)
+        matrix = gram(objective, seen, names, across) if names else some.new_zeros((size, size))
+        left = {name: p.detach() for name, p in objective.params.items() if name not in names}
+        passes = _add_rows(objective, weights, left, across, memory, matrix) if left else 0
+    return Kernel(matrix.detach(), outputs, objective.examples, width, cost={"forward": 1 + passes, "backward": q * (1 + passes)})
+
+
+def _add_rows(objective: Objective, weights: Tensor, params: dict[str, Tensor], across: bool, memory: int, matrix: Tensor) -> float:
+    """Adds to `matrix` what these parameters contribute, block by block; returns how often the data were passed."""
+    each = sum(p.numel() for p in params.values()) * len(weights) * matrix.element_size()
+    pieces = parts(objective, int(memory // (2 * each)) or 1)
+    sizes = [len(next(x for x in _leaves(p.inputs))) * (len(weights) if across else 1) for p in pieces]
+    starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+    made = 0
+    for i, first in enumerate(pieces):
+        mine = rows(objective, first, weights, params)
+        made += sizes[i]
+        for j in range(i, len(pieces)):
+            other = mine if i == j else rows(objective, pieces[j], weights, params)
+            made += 0 if i == j else sizes[j]
+            block = torch.stack([_contract(mine[name], other[name], across) for name in params]).sum(0)
+            matrix[starts[i] : starts[i + 1], starts[j] : starts[j + 1]] += block
+            if i != j:
+                matrix[starts[j] : starts[j + 1], starts[i] : starts[i + 1]] += block.T
+    return made / starts[-1]
+
+
+def _leaves(inputs: object) -> list[Tensor]:
+    return [x for x in torch.utils._pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
+
+
+def _contract(a: Tensor, b: Tensor, across: bool) -> Tensor:
+    if across:
+        return a.flatten(0, 1).flatten(1) @ b.flatten(0, 1).flatten(1).T
+    return a.flatten(1) @ b.flatten(1).T  # the sum over combinations and parameters in one product
+
+
+def ntk_sketch(objective: Objective, outputs: Outputs = "all", *, draws: int = 64, seed: int = 0) -> Kernel:
+    r"""$\hat K = \frac1R \sum_r u_r u_r^\top$ with $u_r = J v_r$, $v_r \sim N(0, I_P)$: unbiased, by one forward-mode pass for each of `draws` draws.
+
+    For networks with many outputs, where the exact kernel needs a backward pass for each. The standard error of an entry is near
+    $\sqrt{(K_{ii} K_{jj} + K_{ij}^2)/R}$ and is estimated from the draws; the rank is at most R, so that single eigenvalues are not those of K: read
+    the trace, the norm and the effective rank (`spectrum`), or ask `Tangent` by Lanczos. "sum" and "trace" as in `ntk`.
+    """
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
+        raise ValueError(f"draws must be a whole number, two or more, for an error can be told from two; got {draws!r}.")
+    if outputs not in ("all", "sum", "trace"):
+        raise ValueError(f"outputs must be 'all', 'sum' or 'trace', got {outputs!r}.")
+    tangent = Tangent(objective)
+    generator = torch.Generator().manual_seed(seed)
+    width = tangent.shapes[0][1]
+    found = []
+    for _ in range(draws):
+        v = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for n, p in objective.params.items()}
+        u = tangent.forth(v).view(objective.examples, width)
+        found.append(u.flatten() if outputs == "all" else u.sum(1) if outputs == "sum" else u)
+    sketch = torch.stack(found).double()  # (R, n·c), (R, n) or (R, n, c)
+    u = sketch if sketch.ndim == 3 else sketch.unsqueeze(2)
+    first = torch.zeros(u.shape[1], u.shape[1], dtype=u.dtype, device=u.device)
+    second = torch.zeros_like(first)
+    for one in u:
+        product = one @ one.T
+        first += product
+        second += product.square()
+    mean = first / draws
+    error = ((second / draws - mean.square()).clamp(min=0) / (draws - 1)).sqrt()
+    return Kernel(mean, outputs, objective.examples, width, error, draws, sketch, cost={"jvp": draws})
