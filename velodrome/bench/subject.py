@@ -31,8 +31,8 @@ PARTS = ("model", "loss", "batches", "optimizer")
 class Subject:
     """Somebody's training, alive in memory: `batches` are held still and looked at, `steps` trains on (None where nothing can).
 
-    Steps are yielded as by `train`: after the gradient, before the update. `first` is the number of the first one to come, `batch_size` the
-    examples of one step, None where nothing trains.
+    Steps are yielded as by `train`: after the gradient, before the update. `first` is the step at which it stands; `begun` says whether that step's
+    gradient is there, and its update what comes next.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Subject:
     optimizer: torch.optim.Optimizer | None = None
     steps: Iterator[Step] | None = None
     first: int = 0
+    begun: bool = True
     notes: list[str] = field(default_factory=list)
     folder: Path | None = None
 
@@ -87,14 +88,15 @@ def of_function(text: str, seed: int, count: int, weights: Path | None = None) -
     parts = parts_of(made, text)
     model, loss, optimizer = parts["model"], parts["loss"], parts["optimizer"]
     batches, stream = held(parts["batches"], count, text)
-    first, notes, origin = 0, [], f"{text}, seed {seed}"
+    first, origin = 0, f"{text}, seed {seed}"
+    notes: list[str] = []
     if weights is not None:
         first, notes, restored = load_weights(weights, model, optimizer)
         origin, optimizer = f"{weights} in the model of {text}", optimizer if restored else None
     for batch in batches:
         _fits(batch, model)
     steps = None if optimizer is None else trained(model, loss, optimizer, stream, first)
-    return Subject(text if weights is None else weights.name, origin, model, loss, batches, optimizer, steps, first, notes)
+    return Subject(text if weights is None else weights.name, origin, model, loss, batches, optimizer, steps, first, False, notes)
 
 
 def called(text: str, seed: int) -> Any:
@@ -204,7 +206,7 @@ def _alive(
     batches = [batch.to(entry.setting.device) for batch in islice(ahead, count)]
     if entry.setting.bf16:
         notes = [*notes, "trained under bf16 autocast, looked at in the weights' own format"]
-    return Subject(name, origin, live.model, entry.workload.loss, batches, live.optimizer, steps, first, notes, folder)
+    return Subject(name, origin, live.model, entry.workload.loss, batches, live.optimizer, steps, first, True, notes, folder)
 
 
 def _fits(batch: Batch, model: nn.Module) -> None:

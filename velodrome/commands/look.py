@@ -8,8 +8,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from velodrome.commands.inside.options import HELP as INSIDE
+from velodrome.commands.inside.options import Inside
+from velodrome.commands.inside.options import check as check_inside
 from velodrome.commands.options import command, parse
 from velodrome.commands.race import check_file
+from velodrome.discover import workload_names
 
 LOOKS = {
     "steps": "what the optimizer's steps do to every parameter of a run",
@@ -21,17 +25,22 @@ LOOKS = {
 WIDTHS = ("coords", "sharpness")  # looks over widths have a file of their own
 
 HELP = (
-    """Look inside: a run's steps, and how algorithms relate. Nothing is changed or recorded.
+    """Look inside a run, a checkpoint or your own training: readings with their
+uncertainty, charts, and what looks sick in words. Nothing is changed or recorded.
+
+  velodrome look runs/digits-adamw-s0
+  velodrome look my_code.py:training --steps 200
+
+or at one thing:
 
   velodrome look steps runs/digits-adamw-s0
   velodrome look equal diffgrad adam --on digits
   velodrome look convert adamw lion --on digits --lr 1e-3
   velodrome look coords digits --widths 64 128 256 --parametrisation mup standard
 
-What to look at:
 """
     + "\n".join(f"  {name:9} {what}" for name, what in LOOKS.items())
-    + "\n\n`velodrome look WHAT --help` tells more."
+    + "\n\n`velodrome look RUN --help` and `velodrome look steps --help` tell more."
 )
 
 STEPS = """What the next steps of a run do to every parameter: RMS and relative update,
@@ -200,8 +209,7 @@ def main(arguments: list[str]) -> int:
         return 0 if arguments else 2
     name = arguments[0]
     if name not in LOOKS:
-        near = get_close_matches(name, LOOKS, 1, 0.5)
-        raise ValueError(f"unknown look {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(LOOKS)}."))
+        return _inside(arguments)
     kind, text = KINDS[name]
     o = parse(kind, f"look {name}", arguments[1:], text)
     check(o)
@@ -209,6 +217,23 @@ def main(arguments: list[str]) -> int:
         f"velodrome.commands.{'_widths' if name in WIDTHS else '_look'}"
     )  # by name, and only now: it brings torch in
     return int(getattr(work, name)(o, command("look", arguments)))
+
+
+def _inside(arguments: list[str]) -> int:
+    """A look at whatever the words name."""
+    o = parse(Inside, "look", arguments, INSIDE)
+    name, path = o.subject, Path(o.subject)
+    if ":" not in name and not path.suffix and len(path.parts) == 1 and not path.exists() and name not in workload_names():
+        near = get_close_matches(name, [*LOOKS, *workload_names(), *_runs(Path("runs"))], 1, 0.5)
+        told = f"did you mean {near[0]!r}?" if near else "give a run's folder, a checkpoint, FILE.py:FUNCTION or a workload."
+        raise ValueError(f"unknown look {name!r}: {told}")
+    check_inside(o)
+    work: Any = importlib.import_module("velodrome.commands.inside.work")
+    return int(work.inside(o, command("look", arguments)))
+
+
+def _runs(folder: Path) -> list[str]:
+    return [str(folder / p.name) for p in folder.iterdir()] if folder.is_dir() else []
 
 
 def check(o: Steps | Equal | Convert | Coords | Sharpness) -> None:
