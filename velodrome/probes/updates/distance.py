@@ -96,8 +96,11 @@ def distance_law(steps: Sequence[float], distances: Sequence[float]) -> Distance
 
 def power(t: np.ndarray, d: np.ndarray) -> np.ndarray:
     r"""Residuals of the best $a\,t^c$ by least squares on d itself."""
-    x = (t / t[-1]) ** EXPONENTS[:, None]
-    best = x[int(np.argmax(np.square(x @ d) / np.square(x).sum(1)))]
+    best, among = t, EXPONENTS
+    for finer in (1e-5, 0.0):
+        x = (t / t[-1]) ** among[:, None]
+        i = int(np.argmax(np.square(x @ d) / np.square(x).sum(1)))
+        best, among = x[i], np.arange(among[i] - 0.005, among[i] + 0.005, finer) if finer else among
     rest: np.ndarray = d - best * float(best @ d) / float(best @ best)
     return rest
 
@@ -115,8 +118,9 @@ def exponent(t: np.ndarray, d: np.ndarray) -> Estimate:
         return unidentified(unit, "the distances do not say how they bend", n=len(t))
     limit = max(float(squares[best]), 1e-12 * float(y @ y)) * (1 + float(stats.f.ppf(0.95, 1, n - 3)) / (n - 3))
     inside = np.flatnonzero(squares <= limit)
-    low = -math.inf if inside[0] == 0 else float(EXPONENTS[inside[0]])
-    high = math.inf if inside[-1] == len(EXPONENTS) - 1 else float(EXPONENTS[inside[-1]])
+    first, last = int(inside[0]), int(inside[-1])
+    low = -math.inf if first == 0 else float(np.interp(-limit, -squares[first - 1 : first + 1], EXPONENTS[first - 1 : first + 1]))
+    high = math.inf if last == len(EXPONENTS) - 1 else float(np.interp(limit, squares[last : last + 2], EXPONENTS[last : last + 2]))
     return between(float(EXPONENTS[best]), low, high, unit, len(t))
 
 
