@@ -154,7 +154,7 @@ def _diagonal(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], state:
 def _rule(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> str:
     """Which formula holds; ValueError if none does."""
     if isinstance(optimizer, Chain):
-        rules = [r for r in group["chain"].split() if r not in NEUTRAL]
+        rules = [r for r in group["chain"].split() if r.rstrip("0123456789") not in NEUTRAL]
         rule = rules[0] if rules else "sgd"
         known = len(rules) < 2 and rule in (*FORMULAS, "sgd")
         title = f"the chain {group['chain']!r}"
