@@ -145,7 +145,7 @@ def parts_of(made: Any, text: str) -> dict[str, Any]:
             f"{text} must return {FORMS}, a dict or an object with these names; got {type(made).__name__} without {missing[0]}."
         )
     model, loss, optimizer = found["model"], found["loss"], found.get("optimizer")
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or isinstance(model, nn.modules.loss._Loss):
         raise ValueError(f"{text}: the model must be a torch.nn.Module, got {type(model).__name__}; the order is {FORMS}.")
     if not callable(loss) or isinstance(loss, torch.optim.Optimizer):
         raise ValueError(f"{text}: the loss must be callable as loss(outputs, targets), got {type(loss).__name__}; the order is {FORMS}.")

@@ -17,6 +17,7 @@ HEAT = {
     "eps_share": "eps",
     "unmoved": "unmoved",
 }
+SHARES = ("eps_share", "unmoved")
 
 
 def updates(scene: Scene) -> Part:
@@ -47,7 +48,7 @@ def groups(group: Numbers, n: int) -> list[Reading]:
     return [
         Reading(TOPIC, what, group[key], unit, n=n, where="median over steps")
         for key, (what, unit) in said.items()
-        if group.get(key) is not None and (key not in ("eps_share", "unmoved") or group[key])
+        if group.get(key) is not None and (key not in SHARES or group[key])
     ]
 
 
@@ -70,17 +71,17 @@ def heat(parameters: dict[str, Numbers], n: int) -> Chart:
     """Parameters by numbers."""
     shown = {key: title for key, title in HEAT.items() if any(row[key] for row in parameters.values())}
     rows = [
-        {
-            "name": name,
-            "column": title,
-            "value": row[key],
-            "text": "" if (v := row[key]) is None else f"{v:.0%}" if key in ("eps_share", "unmoved") else digits(v),
-        }
+        {"name": name, "column": title, "value": row[key], "text": cell(key, row[key])}
         for name, row in parameters.items()
         for key, title in shown.items()
     ]
     caption = (
-        f"Medians over {n} steps. Change: norm of the change over norm of the weights. Rotation of a neuron per step, and the one at which decay and updates "
-        "balance, in radians. Norm of a neuron. Shade: within each column."
+        f"Medians over {n} steps. Change: norm of the change over norm of the weights. Rotation of a neuron per step and the one at which "
+        "decay and updates balance, in radians. Norm of a neuron. Shade: within each column."
     )
     return Chart("parameters", "heat", "Every parameter", caption, "", "", rows)
+
+
+def cell(key: str, value: float | None) -> str:
+    """A number for the heat map; shares in per cent."""
+    return "" if value is None else f"{value:.0%}" if key in SHARES else digits(value)

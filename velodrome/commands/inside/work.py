@@ -42,7 +42,7 @@ def inside(o: Inside, typed: str) -> int:
         )
     with Bar(count + 1 + len(wanted)) as bar:
         scene = Scene(subject, o, walked(subject, 0), left)
-        scene.few  # refuses what is not one function before anything is spent
+        assert scene.few.examples  # made now: refuses what is not one function before anything is spent
         bar.at("steps", 0)
         scene.window = walked(subject, count, {}, seconds=SHARE * o.budget, seen=lambda i: bar.at("steps", i))
         whole = Part(notes=list(subject.notes))
