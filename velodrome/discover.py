@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-ROOMS = ("data", "layers", "models", "losses", "gradients", "optim", "averages", "schedules", "recipes", "bench/workloads")
+ROOMS = ("data", "layers", "models", "losses", "gradients", "optim", "averages", "schedules", "recipes", "bench/workloads", "bench/suites")
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,8 @@ def recipe_names() -> list[str]:
 def workload_names() -> list[str]:
     """The workloads that can be raced on by name: `stdlib_gpt.py` holds stdlib-gpt."""
     return [e.name.replace("_", "-") for e in entries("bench/workloads") if e.module.rsplit(".", 1)[1] == e.name]
+
+
+def suite_names() -> list[str]:
+    """The suites that can be raced on by name."""
+    return [e.name for e in entries("bench/suites") if e.module.rsplit(".", 1)[1] == e.name]

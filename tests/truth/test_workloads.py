@@ -2,7 +2,7 @@
 
 import math
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from velodrome.gradients.backward import backward
 from velodrome.recipes.parse import parse
 from velodrome.train import train
 
-# name -> folder it needs (None: on every machine), classes, trainable parameters counted by hand
+GRU = 3 * (2 * 96 * 96 + 2 * 96)
+# name -> folder it needs (None: on every machine), classes (None: no classification), trainable parameters counted by hand
 FACTS = {
     "digits": (None, 10, (64 + 1) * 128 + (128 + 1) * 128 + (128 + 1) * 10),
     "mnist": ("mnist", 10, (784 + 1) * 256 + (256 + 1) * 256 + (256 + 1) * 10),
@@ -27,6 +28,15 @@ FACTS = {
         # weights of the convolutions 3x3, two numbers of a batch norm for each of their outputs, the head
         9 * (3 * 8 + 2 * 8 * 8 + 8 * 16 + 16 * 16 + 16 * 32 + 32 * 32) + 2 * (3 * 8 + 2 * 16 + 2 * 32) + 33 * 10,
     ),
+    "mnist-cnn": ("mnist", 10, (9 + 1) * 8 + (9 * 8 + 1) * 16 + (16 * 49 + 1) * 64 + 65 * 10),
+    "digits-vit": (None, 10, 5 * 32 + 16 * 32 + 2 * (12 * 32 * 32 + 9 * 32 + 4 * 32) + 2 * 32 + 33 * 10),
+    "mnist-autoencoder": (
+        "mnist",
+        2,  # a pixel
+        sum((a + 1) * b for a, b in pairwise((196, 128, 64, 32, 12, 32, 64, 128, 196))),
+    ),
+    "ratings": (None, None, (600 + 400) * 17 + 1),
+    "shakespeare-rnn": ("shakespeare", 66, 66 * 96 + GRU + 97 * 66),
     "stdlib-gpt": (None, 256, 2 * 256 * 64 + 2 * (12 * 64 * 64 + 2 * 64) + 64),
     "shakespeare-gpt": ("shakespeare", 66, 2 * 66 * 64 + 2 * (12 * 64 * 64 + 2 * 64) + 64),
     "novels-gpt": ("novels", 256, 2 * 256 * 64 + 3 * (12 * 64 * 64 + 2 * 64) + 64),
@@ -68,7 +78,7 @@ def test_targets_go_from_easy_to_hard_and_no_untrained_model_meets_one(name):
     w = workload(name)
     assert len(w.targets) >= 2
     assert list(w.targets) == sorted(set(w.targets), reverse=True)
-    assert 0 < w.targets[-1] < w.targets[0] < 0.95 * math.log(FACTS[name][1])
+    assert 0 < w.targets[-1] < w.targets[0] < 0.95 * (math.log(FACTS[name][1]) if FACTS[name][1] else 1.0)
 
 
 @every
@@ -78,13 +88,17 @@ def test_batches_are_as_stated_and_the_initial_loss_is_that_of_a_uniform_guess(n
     assert next(found.stream(0)).examples == w.batch_size
     seed_everything(0)
     start = evaluate(w.model(), {"valid": w.metric}, found.valid)["valid"]
+    if FACTS[name][1] is None:  # ratings: the squared error of 0 is their mean square
+        square = torch.cat([b.targets for b in found.valid]).square().mean()
+        assert start == pytest.approx(float(square), rel=0.1)
+        return
     uniform = math.log(FACTS[name][1])
     assert uniform - 0.1 < start < uniform + (0.1 if name.endswith("gpt") else 1.2)
 
 
 @every
 def test_the_reference_learns_within_a_few_steps(name):
-    """The horizon is the workload's; 20 steps lie within its warm-up or just past it."""
+    """The horizon is the workload's; 20 steps lie within its warm-up or just past it. Rare rows of ratings take longer."""
     w, found = workload(name), data(name)
     recipe = parse("adamw")
     seed_everything(0)
@@ -92,9 +106,9 @@ def test_the_reference_learns_within_a_few_steps(name):
     optimizer = recipe.optimizer(model)
     assert recipe.schedule is not None
     schedule = recipe.schedule(float(optimizer.param_groups[0]["lr"]), w.steps)
-    batches = islice(found.stream(0), 21)
+    batches = islice(found.stream(0), 300 if name == "ratings" else 21)
     losses = [step.loss for step in train(backward(model, w.loss), optimizer, batches, schedule, model=model)]
-    assert sum(losses[-5:]) / 5 < losses[0] - 0.25
+    assert sum(losses[-5:]) / 5 < losses[0] - (0.25 if (FACTS[name][1] or 0) > 2 else 0.02)
 
 
 @every

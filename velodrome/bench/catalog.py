@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
+from velodrome.bench.suite import Suite
 from velodrome.bench.workload import Workload
-from velodrome.discover import workload_names
+from velodrome.discover import suite_names, workload_names
 from velodrome.recipes.load import cause, file_of, load_module, module_digest, nearest
 
 
 def workload(text: str) -> Workload:
-    """The workload that `text` names: one of the package, or `FILE.py:NAME` (a Workload, or a function that returns one)."""
+    """The workload that `text` names: one of the package, NAME+VARIANT, or `FILE.py:NAME` (a Workload, or a function that returns one)."""
     if ":" in text:
         place, attribute = text.rsplit(":", 1)
         module = load_module(place)
@@ -28,22 +29,42 @@ def workload(text: str) -> Workload:
         if not isinstance(made, Workload):
             raise ValueError(f"{text!r} must be a Workload or a function that returns one, got {type(made).__name__}.")
         return replace(made, source=module_digest(module))
+    base, plus, variant = text.partition("+")
+    if plus and base in workload_names():
+        return workload(base).variant(variant)
     if text not in workload_names():
-        near = get_close_matches(text, workload_names(), 1, 0.5)
-        raise ValueError(
-            f"unknown workload {text!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(workload_names())}.")
-        )
+        known = [*suite_names(), *workload_names()]
+        near = get_close_matches(text, known, 1, 0.5)
+        raise ValueError(f"unknown workload {text!r}: " + (f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}."))
     name = text.replace("-", "_")
     made = getattr(importlib.import_module(f"velodrome.bench.workloads.{name}"), name)()
     assert isinstance(made, Workload)
     return made
 
 
+def suite(name: str) -> Suite:
+    """The suite of that name."""
+    made = getattr(importlib.import_module(f"velodrome.bench.suites.{name}"), name)()
+    assert isinstance(made, Suite)
+    return made
+
+
+def expanded(texts: Sequence[str]) -> list[str]:
+    """Names of suites replaced by those of their workloads; NAME+all by a workload or suite with all its variants."""
+    suites, found = suite_names(), list[str]()
+    for text in texts:
+        name, every = (text.removesuffix("+all"), text.endswith("+all")) if ":" not in text else (text, False)
+        bases = suite(name).workloads if name in suites else (name,)
+        for base in bases:
+            found += [base, *(f"{base}+{v}" for v in workload(base).variants)] if every else [base]
+    return found
+
+
 def workloads(texts: Sequence[str]) -> list[Workload]:
-    """The workloads that the texts name, each once; ValueError for two different ones with the same name, whose runs nobody could tell apart."""
+    """The workloads that the texts name, suites included, each once; ValueError for two different ones of one name."""
     made: dict[str, tuple[str, Workload]] = {}
     known: set[str] = set()
-    for text in texts:
+    for text in expanded(texts):
         place, colon, attribute = text.rpartition(":")
         key = f"{file_of(place) if place.endswith('.py') else place}{colon}{attribute}"
         if key in known:

@@ -1,7 +1,8 @@
 """Workload: data + model + loss + metric + targets + budget. Everything an algorithm may not change."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 from torch import Tensor, nn
 
@@ -21,6 +22,17 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Variant:
+    """A workload with something else: `what` in words, its own targets, and another model or data where that is what differs."""
+
+    what: str
+    targets: tuple[float, ...]
+    model: Callable[[], nn.Module] | None = None
+    load: Callable[[], Data] | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
 class Workload:
     """What is raced on. `targets` from easy to hard: the last is the one that counts. Lower values of the metric are better.
 
@@ -28,7 +40,9 @@ class Workload:
     in updates of `batch_size` examples; it is evaluated `evaluations` times on an even grid, and once before the first step. `cost` says in
     words what the reference costs, `seconds` as a rough number for planning. `accuracies` are further metrics that are only shown. `sizes` are
     the model at other widths, {width: model}, for a ladder of sizes (`velodrome plan --calibrate`); `at_width` builds it at any width (`velodrome
-    look coords`). `source` is the digest of a workload's own file, filled in for those from outside the package.
+    look coords`). `variants` are the workload with another width, activation, norm, initial scale or noisy labels, raced as NAME+VARIANT, for robustness.
+    `spread` is the measured standard deviation over seeds of the reference's log steps to the hard target. `source` is the digest of a workload's own
+    file, filled in for those from outside the package.
     """
 
     name: str
@@ -48,6 +62,8 @@ class Workload:
     sizes: Mapping[int, Callable[[], nn.Module]] = field(default_factory=dict)
     at_width: Callable[[int], nn.Module] | None = None
     source: str | None = None
+    variants: Mapping[str, Variant] = field(default_factory=dict)
+    spread: float | None = None
 
     def __post_init__(self):
         steps, evaluations, name = self.steps, self.evaluations, f"workload {self.name!r}"
@@ -68,3 +84,25 @@ class Workload:
     def every(self) -> int:
         """Steps between two evaluations."""
         return self.steps // self.evaluations
+
+    def variant(self, name: str) -> "Workload":
+        """The workload NAME+`name`; ValueError if there is none."""
+        if name not in self.variants:
+            near = get_close_matches(name, self.variants, 1, 0.5)
+            known = f"there are {', '.join(self.variants)}" if self.variants else "it has none"
+            raise ValueError(f"{self.name} has no variant {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"{known}."))
+        v = self.variants[name]
+        return replace(
+            self,
+            name=f"{self.name}+{name}",
+            summary=f"{self.name} {v.what}",
+            model=v.model or self.model,
+            load=v.load or self.load,
+            targets=v.targets,
+            seconds=v.seconds or self.seconds,
+            cost=f"{v.seconds or self.seconds:g} s for {self.steps:,} steps on one core",
+            sizes={},
+            at_width=None,
+            variants={},
+            spread=None,
+        )

@@ -25,7 +25,7 @@ raced, and the parts they are made of.
   velodrome list algorithms workloads
   velodrome list rules --json
 
-Rooms: algorithms, workloads, rules, factories, schedules, models, losses, gradients, data."""
+Rooms: algorithms, workloads, suites, rules, factories, schedules, models, losses, gradients, data."""
 
 # What a source needs beyond the core; `find` looks for the data itself.
 LIBRARIES = {"digits": ("sklearn",), "images": ("pyarrow", "PIL")}
@@ -64,6 +64,7 @@ def a_factory(entry: Entry, node: ast.AST) -> bool:
 ROOMS = {
     "algorithms": Room('Algorithms: race them, as `velodrome race NAME …` or "NAME(lr=0.01)"', ("recipes",), an_algorithm),
     "workloads": Room("Workloads: race on them, as --on NAME …", ("bench/workloads",), of_its_file),
+    "suites": Room("Suites: workloads that are raced together, as --on NAME", ("bench/suites",), of_its_file),
     "rules": Room("Rules: the parts of an optimizer, for optim.chain.Chain", ("optim", "averages"), a_rule),
     "factories": Room("Factories: optimizers for a loop of your own, as adamw(model, lr=1e-3)", ("optim", "averages"), a_factory),
     "schedules": Room("Schedules: step -> learning rate", ("schedules",), lambda e, n: isinstance(n, ast.FunctionDef)),
@@ -73,7 +74,14 @@ ROOMS = {
     "gradients": Room("Gradients: how p.grad is filled", ("gradients",), lambda e, n: of_its_file(e, n) and isinstance(n, ast.FunctionDef)),
     "data": Room("Data: sources, streams, transforms", ("data",), lambda e, n: e.module.rsplit(".", 1)[1] not in PLUMBING),
 }
-ALIASES = {"recipes": "algorithms", "bench/workloads": "workloads", "optim": "rules", "averages": "rules", "optimizers": "factories"}
+ALIASES = {
+    "recipes": "algorithms",
+    "bench/workloads": "workloads",
+    "bench/suites": "suites",
+    "optim": "rules",
+    "averages": "rules",
+    "optimizers": "factories",
+}
 
 
 @dataclass
@@ -157,6 +165,10 @@ def missing(tree: ast.Module) -> str | None:
     for library in (name for source in sorted(imported) for name in LIBRARIES.get(source, ())):
         if importlib.util.find_spec(library) is None:
             return f'needs {library}: pip install "velodrome[data]"'
+    for other in (n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module == "velodrome.bench.workloads"):
+        for alias in other.names:
+            if said := missing(syntax(f"velodrome.bench.workloads.{alias.name}")):
+                return said
     for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call) and ast.unparse(n.func).split(".")[-1] == "find"):
         if call.args and isinstance(call.args[0], ast.Constant):
             name = str(call.args[0].value)

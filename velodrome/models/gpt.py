@@ -61,18 +61,24 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    r"""Pre-norm: $x \gets x + \mathrm{Attention}(\mathrm{norm}(x))$, then $x \gets x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x))$."""
+    r"""Pre-norm: $x \gets x + \mathrm{Attention}(\mathrm{norm}(x))$, then $x \gets x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x))$.
 
-    def __init__(self, width: int, heads: int, rotary: Rotary, norm: str, qk_norm: bool, dropout: float) -> None:
+    With `post_norm` as in the first transformer: $x \gets \mathrm{norm}(x + f(x))$ for both (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, width: int, heads: int, rotary: Rotary, norm: str, qk_norm: bool, dropout: float, post_norm: bool = False) -> None:
         super().__init__()
         self.norm1, self.norm2 = NORMS[norm](width), NORMS[norm](width)
         self.attention = Attention(width, heads, rotary, qk_norm, dropout)
         self.expand = nn.Linear(width, 4 * width, bias=False)
         self.project = nn.Linear(4 * width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout, self.post_norm = nn.Dropout(dropout), post_norm
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """The residual stream after attention and MLP."""
+        if self.post_norm:
+            x_BLD = self.norm1(x_BLD + self.dropout(self.attention(x_BLD)))
+            return self.norm2(x_BLD + self.dropout(self.project(F.gelu(self.expand(x_BLD)))))
         x_BLD = x_BLD + self.dropout(self.attention(self.norm1(x_BLD)))
         return x_BLD + self.dropout(self.project(F.gelu(self.expand(self.norm2(x_BLD)))))
 
@@ -81,7 +87,8 @@ class Gpt(nn.Module):
     """Token numbers (B, L), L at most `length`, to logits (B, L, V) of the next token; no linear layer or norm has a bias.
 
     `depth` blocks of `width` with `heads` heads; `norm` is "rms" or "layer"; `qk_norm` bounds the attention scores; `tied` shares the
-    embedding's weight with `head`; `dropout` acts on embedding, attention weights and residual branches, in train mode.
+    embedding's weight with `head`; `dropout` acts on embedding, attention weights and residual branches, in train mode; `post_norm` puts the
+    blocks' norms behind the residual sums.
 
     Initial weights: linear layers N(0, 1/fan-in), with the 2 `depth` projections into the residual stream at 1/(2 `depth`) of that variance, so that the
     stream does not grow with depth (Radford et al. 2019); embedding N(0, 1), head N(0, 0.02²), the two N(0, 1/width) if tied; norms at 1.
@@ -104,6 +111,7 @@ class Gpt(nn.Module):
         qk_norm: bool = False,
         tied: bool = False,
         dropout: float = 0.0,
+        post_norm: bool = False,
         *,
         seed: int | None = None,
     ) -> None:
@@ -121,7 +129,7 @@ class Gpt(nn.Module):
             self.embed = nn.Embedding(vocabulary, width)
             self.dropout = nn.Dropout(dropout)
             rotary = Rotary(length, width // heads)  # one table, which all blocks share
-            self.blocks = nn.ModuleList(Block(width, heads, rotary, norm, qk_norm, dropout) for _ in range(depth))
+            self.blocks = nn.ModuleList(Block(width, heads, rotary, norm, qk_norm, dropout, post_norm) for _ in range(depth))
             self.norm = NORMS[norm](width)
             self.head = nn.Linear(width, vocabulary, bias=False)
             for name, module in self.blocks.named_modules():

@@ -10,11 +10,14 @@ from velodrome.models._common import check_floating, check_heads, check_sizes, s
 
 
 class Block(nn.Module):
-    r"""Pre-norm: $x \gets x + \mathrm{Attention}(\mathrm{norm}(x))$ over all patches, then $x \gets x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x))$."""
+    r"""Pre-norm: $x \gets x + \mathrm{Attention}(\mathrm{norm}(x))$ over all patches, then $x \gets x + W_2\,\mathrm{gelu}(W_1\,\mathrm{norm}(x))$.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `post_norm` as in the first transformer: $x \gets \mathrm{norm}(x + f(x))$ for both (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762).
+    """
+
+    def __init__(self, width: int, heads: int, post_norm: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.post_norm = heads, post_norm
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
         self.attention = DotProductAttention(width // heads)
@@ -29,13 +32,16 @@ class Block(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """The residual stream after attention and MLP."""
+        if self.post_norm:
+            x_BND = self.norm1(x_BND + self.attend(x_BND))
+            return self.norm2(x_BND + self.project(F.gelu(self.expand(x_BND))))
         x_BND = x_BND + self.attend(self.norm1(x_BND))
         return x_BND + self.project(F.gelu(self.expand(self.norm2(x_BND))))
 
 
 class Vit(nn.Module):
     """Square images (B, C, S, S) of `size` S to logits (B, `classes`): patches of `patch` pixels a side, a learned
-    position each, `depth` blocks, their mean.
+    position each, `depth` blocks (`post_norm`: norms behind the residual sums), their mean.
 
     Linear weights start at N(0, 1/fan-in), the projections into the residual stream at 1/(2 `depth`) of that variance, positions and head at
     N(0, 0.02²), biases at zero, norms at 1 and 0. `seed` draws them without touching torch's global generator; None (the default) draws from it.
@@ -43,7 +49,17 @@ class Vit(nn.Module):
     """
 
     def __init__(
-        self, size: int, patch: int, channels: int, width: int, depth: int, heads: int, classes: int, *, seed: int | None = None
+        self,
+        size: int,
+        patch: int,
+        channels: int,
+        width: int,
+        depth: int,
+        heads: int,
+        classes: int,
+        post_norm: bool = False,
+        *,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         check_sizes(size=size, patch=patch, channels=channels, width=width, depth=depth, heads=heads, classes=classes)
@@ -55,7 +71,7 @@ class Vit(nn.Module):
         with seeded(seed):
             self.patches = nn.Linear(channels * patch**2, width)
             self.position = nn.Embedding((size // patch) ** 2, width)
-            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+            self.blocks = nn.ModuleList(Block(width, heads, post_norm) for _ in range(depth))
             self.norm = nn.LayerNorm(width)
             self.head = nn.Linear(width, classes)
             for name, module in self.named_modules():

@@ -2,9 +2,13 @@
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Workload
+import torch.nn.functional as F
+
+from velodrome.bench.workload import Data, Variant, Workload
 from velodrome.data import digits as source
+from velodrome.data.noise import noisy
 from velodrome.data.streams import Shuffled, batches
+from velodrome.layers.initial import scaled
 from velodrome.losses.accuracy import accuracy
 from velodrome.losses.cross_entropy import cross_entropy
 from velodrome.models.mlp import Mlp
@@ -12,11 +16,12 @@ from velodrome.models.mlp import Mlp
 BATCH = 64
 
 
-def load() -> Data:
-    """1,438 images to train on, 359 to validate on."""
+def load(noise: float = 0.0) -> Data:
+    """1,438 images to train on, a share `noise` of their labels wrong; 359 to validate on."""
     train, valid = source.load("train"), source.load("validation")
-    stream = partial(Shuffled, train.inputs, train.targets, BATCH, digest=train.digest)
-    return Data(lambda seed: stream(seed=seed), batches(valid.inputs, valid.targets, 359), train.digest + valid.digest, train.version)
+    stream = partial(Shuffled, train.inputs, noisy(train.targets, noise, 10), BATCH, digest=f"{train.digest}{noise or ''}")
+    digest = train.digest + valid.digest + (f"+{noise}" if noise else "")
+    return Data(lambda seed: stream(seed=seed), batches(valid.inputs, valid.targets, 359), digest, train.version)
 
 
 def digits() -> Workload:
@@ -37,4 +42,12 @@ def digits() -> Workload:
         seconds=1.0,
         evaluations=60,
         accuracies={"accuracy": accuracy},
+        variants={
+            "wide": Variant("of twice the width", (0.0779, 0.06, 0.0551), partial(Mlp, 64, 256, 2, 10)),
+            "tanh": Variant("with tanh", (0.0779, 0.06, 0.0551), partial(Mlp, 64, 128, 2, 10, F.tanh)),
+            "init": Variant(
+                "from weights three times too large", (0.0779, 0.06, 0.0551), partial(scaled, partial(Mlp, 64, 128, 2, 10), 3.0)
+            ),
+            "noise": Variant("with 20 % wrong labels", (0.8, 0.7, 0.6), load=partial(load, 0.2)),
+        },
     )

@@ -5,9 +5,10 @@ Another Python version is another corpus: its losses and times do not compare wi
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Workload
+from velodrome.bench.workload import Data, Variant, Workload
 from velodrome.data import stdlib
 from velodrome.data.streams import Windows, windows
+from velodrome.layers.initial import scaled
 from velodrome.losses.cross_entropy import cross_entropy
 from velodrome.models.gpt import Gpt
 
@@ -39,4 +40,15 @@ def stdlib_gpt() -> Workload:
         batch_size=BATCH,
         cost="13 s for 300 steps on one core",
         seconds=13.0,
+        variants={
+            "wide": Variant("of twice the width", (2.35, 2.2, 2.11), partial(Gpt, 256, LENGTH, 2 * WIDTH, DEPTH, HEADS)),
+            "post": Variant(
+                "with norms behind the residual sums", (2.35, 2.2, 2.11), partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS, post_norm=True)
+            ),
+            "init": Variant(
+                "from weights three times too large",
+                (2.35, 2.2, 2.11),
+                partial(scaled, partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS), 3.0),
+            ),
+        },
     )

@@ -1,0 +1,1 @@
+"""Suites: which workloads belong together, one suite per file."""

@@ -1,0 +1,44 @@
+"""Matrix completion on planted ratings: neither images nor text, sparse gradients, a floor that is known."""
+
+from functools import partial
+
+from velodrome.bench.workload import Data, Variant, Workload
+from velodrome.data import ratings as source
+from velodrome.data.streams import Shuffled, batches
+from velodrome.layers.initial import scaled
+from velodrome.losses.squared_error import squared_error
+from velodrome.models.factors import Factors
+
+BATCH = 256
+SIZES = (600, 400, 16)  # rows, columns, width
+
+
+def load(sigma: float = 0.3) -> Data:
+    """36,000 entries to train on, 4,000 to validate on; sigma² is the lowest expected error."""
+    train, valid = (source.ratings(split, sigma=sigma) for split in ("train", "validation"))
+    stream = partial(Shuffled, train.inputs, train.targets, BATCH, digest=train.digest)
+    return Data(lambda seed: stream(seed=seed), batches(valid.inputs, valid.targets, 4000), train.digest + valid.digest)
+
+
+def ratings() -> Workload:
+    """Factors of width 16 on planted ratings of rank 4 with Zipf's popularity, squared error; validation error."""
+    return Workload(
+        name="ratings",
+        summary="Matrix factorization of width 16 (17k parameters) on planted ratings of rank 4, squared error",
+        load=load,
+        model=partial(Factors, *SIZES),
+        at_width=lambda width: Factors(600, 400, width),
+        loss=squared_error,
+        metric=squared_error,
+        metric_name="validation error",
+        targets=(0.4, 0.3, 0.25),
+        steps=1000,
+        batch_size=BATCH,
+        cost="1 s for 1,000 steps on one core",
+        seconds=1.0,
+        variants={
+            "wide": Variant("of twice the width", (0.4, 0.3, 0.25), partial(Factors, 600, 400, 32)),
+            "init": Variant("from factors three times too large", (0.4, 0.3, 0.25), partial(scaled, partial(Factors, *SIZES), 3.0)),
+            "noise": Variant("with twice the noise", (0.8, 0.7, 0.6), load=partial(load, 0.6)),
+        },
+    )
