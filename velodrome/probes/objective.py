@@ -27,7 +27,8 @@ class Objective:
     the dropout layers; with `fix_random=True` the same random numbers are drawn for every evaluation, and numbers hold for that draw.
     `micro_batch` cuts batches to at most so many examples, for memory; then BatchNorm in training mode is another function, and refused.
 
-    `params` maps names to the parameters looked at (tied ones once), `batches` holds the parts, `examples` counts.
+    `params` maps names to the parameters looked at (tied ones once), `batches` holds the parts, `examples` counts. A model in
+    DistributedDataParallel is looked at from inside, on the examples of this process alone, and `local` says so.
     """
 
     def __init__(
@@ -50,6 +51,10 @@ class Objective:
             raise ValueError(
                 f"the loss must be a mean, got reduction={getattr(loss, 'reduction', None)!r}: write reduction='mean' or 'none'."
             )
+        self.local = isinstance(model, nn.parallel.DistributedDataParallel)
+        model = (
+            model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        )  # whose forward pass awaits a backward pass
         self.model, self.loss, self.mode, self.fix_random = model, loss, mode, fix_random
         self.params = chosen(model, params)
         whole = [as_batch(b) for b in ([batches] if is_one(batches) else batches)]
@@ -88,7 +93,11 @@ class Objective:
 
     def mean_of(self, batch: Batch) -> Tensor:
         """The mean loss of one batch, a 0-d tensor with its graph; inside `ready`."""
-        losses = self.loss(self.outputs(batch), batch.targets)
+        return self.reduced(self.outputs(batch), batch)
+
+    def reduced(self, outputs: Any, batch: Batch) -> Tensor:
+        """The mean loss of a batch whose outputs are given, a 0-d tensor."""
+        losses = self.loss(outputs, batch.targets)
         if losses.ndim and losses.shape != (examples(batch),):
             raise ValueError(
                 f"loss must return one value per example or their mean, got shape {tuple(losses.shape)} for {examples(batch)} examples: "
@@ -131,7 +140,15 @@ class Objective:
             if not self.fix_random:
                 torch.set_rng_state(state if self._draws == 0 else torch.Generator().manual_seed(self._draws).get_state())
                 self._draws += 1  # undisturbed puts the generator back, which would hide what is random
-            return float(self.mean_of(batch).detach())
+            try:
+                return float(self.mean_of(batch).detach())
+            except RuntimeError as error:
+                if "dtype" in str(error) or "scalar type" in str(error):
+                    kinds = ", ".join(sorted({str(x.dtype) for x in tree_leaves(batch.inputs) if isinstance(x, Tensor)}))
+                    raise ValueError(
+                        f"the model does not take these inputs, {kinds} ({str(error).splitlines()[0]}): convert them."
+                    ) from error
+                raise
 
     _draws = 0
 
