@@ -14,7 +14,7 @@ def test_a_budget_is_a_share_of_the_training_time_in_three_notations(text, share
 
 @pytest.mark.parametrize("wrong", ["", "2", 0, -0.1, 1.5, "150%", True, None, "two", "1.2.3%", float("nan"), "61 s/min"])
 def test_what_is_no_share_is_refused_and_told(wrong):
-    with pytest.raises(ValueError, match="budget must be a share of the training time, got .*write"):
+    with pytest.raises(ValueError, match=r"budget must be a share of the training time, got .*write"):
         share_of(wrong)
 
 
@@ -55,7 +55,7 @@ def test_what_is_spent_never_exceeds_the_budget_at_any_time(seed):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_a_measurement_dearer_than_all_that_is_saved_makes_a_debt_no_larger_than_itself_which_is_paid_first(seed):
-    account, worst, largest, _, trained = race(seed, known=False, tail=0.05)
+    account, worst, largest, *_ = race(seed, known=False, tail=0.05)
     assert worst <= largest
     assert account.overdrawn <= largest
     if account.credit < 0:

@@ -111,6 +111,8 @@ class Watch:
         """Take the hooks off and close the sinks; once is enough."""
         _remove(self._steps)
         _remove(self._hooks)
+        if not self._closed:
+            self._credit(self.t)
         self._closed = True
         with suppress(Exception):
             self._around.close()
@@ -127,6 +129,12 @@ class Watch:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # a copy of the model (an average of its weights) holds our hook, and must not copy us
+
+    def __reduce__(self) -> Any:
+        return Absent, ()  # nor must a model that is pickled whole
 
     # What is seen
 
@@ -282,18 +290,22 @@ class Watch:
 
     def _settle(self) -> None:
         """Credit what has passed since the last time, and plan the next step."""
-        began, now, steps = self._clock(), self._clock(), self.t + 1 - self._marked
-        if self._mark is not None and steps > 0 and (seconds := now - self._mark - self._own) > 0:
-            self.account.earn(seconds, steps)
-        self.account.spend(None, max(0.0, self._own - self._paid) + self._books)
-        self._deciding += max(0.0, self._own - self._paid) + self._books
-        self._own = self._paid = 0.0
+        began = self._clock()
+        self._credit(self.t + 1)
         self._decide()
-        self._books = self._clock() - began  # known only now; charged the next time
-        self._mark, self._marked = self._clock(), self.t + 1
-        self._began = self._mark
+        self._began = self._mark = self._clock()
+        self._marked, self._books = self.t + 1, self._mark - began  # known only now; charged the next time
 
     _books = 0.0
+
+    def _credit(self, t: int) -> None:
+        steps = t - self._marked
+        if self._mark is not None and steps > 0 and (seconds := self._clock() - self._mark - self._own) > 0:
+            self.account.earn(seconds, steps)
+        deciding = max(0.0, self._own - self._paid) + self._books
+        self.account.spend(None, deciding)
+        self._deciding += deciding
+        self._own = self._paid = self._books = 0.0
 
     def _decide(self) -> None:
         account, following = self.account, self.t + 1
@@ -314,6 +326,15 @@ class Watch:
             if observer is not None:
                 self._around.enter_context(observer)
                 self._took[name] = self._watch.stop(began)
+
+
+class Absent:
+    """What stands for the watch in a model that was pickled under it."""
+
+    def _called(self, *anything: Any) -> None:
+        """Nothing is seen."""
+
+    _judged = _before = _after = _called
 
 
 def watch(
