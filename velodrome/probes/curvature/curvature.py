@@ -2,9 +2,10 @@
 
 import copy
 import os
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,9 @@ class Curvature(Operator):
 def ready(objective: Objective) -> Iterator[None]:
     """The objective's model ready to be differentiated twice: attention by the backend that has two derivatives, nothing compiled, and copies of the
     buffers, because the restored originals would be newer than the graph that saw them."""
-    with objective.ready(), sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+    # nothing is compiled where torch's compiler has not been loaded, which takes seconds
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with objective.ready(), sdpa_kernel(SDPBackend.MATH), eager:
         for module in objective.model.modules():
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.clone()
@@ -183,6 +186,24 @@ def checked(x: Tensor, name: str) -> Tensor:
     if x.dtype in LOW:
         raise ValueError(f"curvature needs float32 or float64, got {name} in {x.dtype}: take the autocast out of the model for the look.")
     return x
+
+
+def differentiable(gradients: Sequence[Tensor]) -> None:
+    """ValueError where gradients are sparse, or where a part of their graph has only one derivative: torch would take its second for zero."""
+    if any(g.is_sparse for g in gradients):
+        raise ValueError("gradients must be dense, got a sparse one: use sparse=False in the embedding.")
+    waiting = [g.grad_fn for g in gradients if g.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if node.name() == "torch::autograd::Error":
+            raise ValueError(
+                "a part of the model has no second derivative: an autograd.Function whose backward pass is once_differentiable."
+            )
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
 
 
 def versions(objective: Objective) -> list[tuple[int, int]]:

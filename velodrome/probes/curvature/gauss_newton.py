@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from velodrome.data.stream import Batch
-from velodrome.probes.curvature.curvature import Curvature, Keep, checked
+from velodrome.probes.curvature.curvature import Curvature, Keep, checked, differentiable
 from velodrome.probes.objective import Objective
 
 Middle = Callable[[Tensor], Tensor]
@@ -40,8 +40,7 @@ class Sandwich(Curvature):
         z, middle = self.outputs(batch)
         dual = torch.zeros_like(z, requires_grad=True)
         pulled = torch.autograd.grad(z, list(self.objective.params.values()), dual, create_graph=True, materialize_grads=True)
-        if any(g.is_sparse for g in pulled):
-            raise ValueError("gradients must be dense, got a sparse one: use sparse=False in the embedding.")
+        differentiable(pulled)
         return Jacobian(z, dual, pulled, middle)
 
     def apply(self, trace: Jacobian, pieces: list[Tensor]) -> Sequence[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from velodrome.data.stream import Batch
-from velodrome.probes.curvature.curvature import Curvature, Keep, mean_loss
+from velodrome.probes.curvature.curvature import Curvature, Keep, differentiable, mean_loss
 from velodrome.probes.objective import Objective, examples
 
 
@@ -32,8 +32,7 @@ class Hessian(Curvature):
         loss = mean_loss(self.objective, batch)
         params = list(self.objective.params.values())
         gradients = torch.autograd.grad(loss, params, create_graph=True, materialize_grads=True)
-        if any(g.is_sparse for g in gradients):
-            raise ValueError("gradients must be dense, got a sparse one: use sparse=False in the embedding.")
+        differentiable(gradients)
         return loss.detach(), gradients
 
     def apply(self, trace: tuple[Tensor, Sequence[Tensor]], pieces: list[Tensor]) -> Sequence[Tensor]:
