@@ -101,14 +101,14 @@ def speedups(
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}: write 0.95 for 95 %.")
     trials = list(trials)
-    table = _index(trials, reference, axis)
+    table = indexed(trials, reference, axis)
     workloads = sorted({t.workload for t in trials})
     algorithms = [a for a in dict.fromkeys(t.algorithm for t in trials) if a != reference]
     cells: list[Speedup] = []
     overall: list[Speedup] = []
     silent: dict[str, list[str]] = {}
     for algorithm in algorithms:
-        pairs = {w: _Pairs.of(table[w, algorithm], table[w, reference], axis) for w in workloads}
+        pairs = {w: Pairs.of(table[w, algorithm], table[w, reference], axis) for w in workloads}
         told = {w: p for w, p in pairs.items() if p.logs}
         if len(told) < len(pairs):
             silent[algorithm] = [w for w in pairs if w not in told]
@@ -119,7 +119,7 @@ def speedups(
 
 
 @dataclass
-class _Pairs:
+class Pairs:
     """Informative pairs of one cell, and what was left out."""
 
     logs: list[float]
@@ -134,7 +134,7 @@ class _Pairs:
     lower: bool = False
 
     @classmethod
-    def of(cls, ours: dict[int, Trial], theirs: dict[int, Trial], axis: str) -> "_Pairs":
+    def of(cls, ours: dict[int, Trial], theirs: dict[int, Trial], axis: str) -> "Pairs":
         p = cls([], sum(t.reached for t in ours.values()), len(ours), sum(t.reached for t in theirs.values()), len(theirs))
         p.unpaired = len(ours.keys() ^ theirs.keys())
         for seed in sorted(ours.keys() & theirs.keys()):
@@ -154,7 +154,7 @@ class _Pairs:
 
 
 def _estimate(
-    algorithm: str, workload: str | None, told: list[_Pairs], every: list[_Pairs], level: float, resamples: int, seed: int
+    algorithm: str, workload: str | None, told: list[Pairs], every: list[Pairs], level: float, resamples: int, seed: int
 ) -> Speedup:
     groups = [np.array(p.logs) for p in told if p.logs]
     upper, lower = any(p.upper for p in every), any(p.lower for p in every)
@@ -195,7 +195,7 @@ def _verdict(low: float | None, high: float | None, known: bool, pairs: int) -> 
     return "not separable at this scale"
 
 
-def _index(trials: list[Trial], reference: str, axis: str) -> dict[tuple[str, str], dict[int, Trial]]:
+def indexed(trials: list[Trial], reference: str, axis: str) -> dict[tuple[str, str], dict[int, Trial]]:
     table: dict[tuple[str, str], dict[int, Trial]] = defaultdict(dict)
     for t in trials:
         cell = table[t.workload, t.algorithm]
