@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 
 BLOCK = 1 << 20  # numbers of gradients of single examples that are held at a time
 
@@ -43,7 +44,7 @@ class Direct:
 
     def squared(self) -> Tensor:
         """Sums of squares."""
-        return self.grads.flatten(1).square().sum(1)
+        return vector_norm(self.grads.flatten(1), dim=1).square()
 
     def inner(self, direction: Tensor) -> Tensor:
         """Products."""
@@ -74,7 +75,7 @@ class Outer:
         """By norms for one position, by Gram matrices for few, by the gradients for many."""
         t, k, m = self.x.shape[1], self.x.shape[2], self.d.shape[2]
         if t == 1:
-            return self.x.flatten(1).square().sum(1) * self.d.flatten(1).square().sum(1)
+            return (vector_norm(self.x.flatten(1), dim=1) * vector_norm(self.d.flatten(1), dim=1)).square()
         if t * (k + m) <= k * m:
             return dots(torch.bmm(self.x, self.x.mT), torch.bmm(self.d, self.d.mT))
         return in_blocks(self, len(self.d), k * m)
