@@ -113,17 +113,16 @@ def jumping():
 # Numbers that grow.
 
 
-class Pushed(torch.optim.AdamW):
-    """AdamW, after which `push` changes some weights: a drift with a known rate."""
-
-    def __init__(self, params, push, **options):
-        super().__init__(params, **options)
-        self.push = push
+def pushed(model, push, lr):
+    """AdamW, after each step of which `push` changes some weights: a drift with a known rate."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
 
     @torch.no_grad()
-    def step(self, closure=None):
-        super().step(closure)
-        self.push()
+    def after(*_):
+        push()
+
+    optimizer.register_step_post_hook(after)
+    return optimizer
 
 
 GROWTH = 1.02  # of queries and keys each step, so the logits grow by its square
@@ -132,13 +131,13 @@ GROWTH = 1.02  # of queries and keys each step, so the logits grow by its square
 def attention_grows():
     model = gpt()
     weights = [p for n, p in model.named_parameters() if ".query." in n or ".key." in n]
-    return model, cross_entropy, stream(*text(), batch=32), Pushed(model.parameters(), lambda: [w.mul_(GROWTH) for w in weights], lr=1e-4)
+    return model, cross_entropy, stream(*text(), batch=32), pushed(model, lambda: [w.mul_(GROWTH) for w in weights], 1e-4)
 
 
 def log_z_drifts():
     """The biases of all classes rise by 0.2 a step, which no loss can see."""
     model = mlp()
-    return model, cross_entropy, stream(*task()), Pushed(model.parameters(), lambda: model[-1].bias.add_(0.2), lr=1e-3)
+    return model, cross_entropy, stream(*task()), pushed(model, lambda: model[-1].bias.add_(0.2), 1e-3)
 
 
 def gradients_explode():
@@ -269,7 +268,8 @@ def groups_pull_apart():
 def statistics_lag():
     """Running statistics that hardly move: fine in training, useless in evaluation."""
     model = nn.Sequential(nn.Linear(IN, 32), nn.BatchNorm1d(32, momentum=1e-4), nn.ReLU(), nn.Linear(32, CLASSES))
-    return model, cross_entropy, stream(*task(scale=5.0)), torch.optim.AdamW(model.parameters(), lr=3e-3)
+    x, y = task()
+    return model, cross_entropy, stream(5 * x + 5, y), torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 
 def norm_is_frozen():

@@ -16,6 +16,7 @@ from velodrome.train import Step
 
 Reader = Callable[[Step], Any]
 POINTS = 12  # of the window at which the readers are asked
+TAIL = 16  # last steps, each of which some readers see
 KEPT = 8  # batches, for naming one that hurt
 
 
@@ -48,17 +49,19 @@ def walked(
     count: int,
     readers: Mapping[str, Reader] | None = None,
     *,
+    tail: Mapping[str, Reader] | None = None,
     points: int = POINTS,
     seconds: float = float("inf"),
     seen: Callable[[int], None] = lambda done: None,
 ) -> Window:
-    """Make `count` steps; `readers` are asked at the first, at the last and at evenly spread ones between, as long as `seconds` last for them.
+    """Make `count` steps; `readers` are asked at the first, at the last and at evenly spread ones between, as long as `seconds` last for them; those
+    of `tail` at each of the last steps.
 
     Weights, gradient and loss belong together when a reader is asked: it is after the gradient and before the update. A reader must change nothing.
     The window ends early where the loss diverges or the batches end.
     """
     window = Window()
-    if subject.steps is None or subject.optimizer is None or count < 1:
+    if subject.steps is None or subject.optimizer is None:
         return window
     total = count if subject.begun else count + 1  # the gradient of the first step may be there already
     asked = chosen(total, points)
@@ -77,6 +80,9 @@ def walked(
         if step.diverged is not None:
             window.diverged = step.diverged
             break
+        for name, reader in (tail or {}).items():
+            if i >= total - TAIL:
+                window.readings.setdefault(name, []).append((step.t, reader(step)))
         for name, reader in (readers or {}).items():
             if i in asked and (i == total - 1 or sum(spent.values()) + longest[name] <= seconds):
                 tick = perf_counter()

@@ -37,15 +37,22 @@ class Part:
             getattr(self, name).extend(getattr(other, name))
         return self
 
+    def __add__(self, other: "Part") -> "Part":
+        whole = Part()
+        whole += self
+        whole += other
+        return whole
+
 
 @dataclass
 class Scene:
-    """The subject after its window; `left` says how many seconds of the budget remain."""
+    """The subject after its window; `left` says how many seconds of the budget remain, `shared` holds what several topics read."""
 
     subject: Subject
     options: Options
     window: Window
     left: Callable[[], float]
+    shared: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def whole(self) -> Objective:

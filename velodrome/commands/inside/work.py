@@ -1,7 +1,9 @@
 """`velodrome look RUN`: opens the subject, watches a window of steps, asks every topic, and tells what was found."""
 
 import gc
+import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -11,19 +13,36 @@ import torch
 from velodrome.bench import subject as opening
 from velodrome.bench.catalog import workload
 from velodrome.bench.subject import Subject
-from velodrome.bench.window import walked
+from velodrome.bench.window import Window, walked
+from velodrome.commands.inside.curvature import landscape, spectrum
+from velodrome.commands.inside.edge import EdgeReader, edge
+from velodrome.commands.inside.failures import SignsReader, failures
+from velodrome.commands.inside.kernel import ntk
+from velodrome.commands.inside.opposing import losses, opposing
 from velodrome.commands.inside.options import DEFAULT, Inside
 from velodrome.commands.inside.part import Part, Scene, said
+from velodrome.commands.inside.statistics import coherence, examples, noise
 from velodrome.commands.inside.updates import updates
 from velodrome.commands.options import print_json, write_page
 from velodrome.discover import workload_names
-from velodrome.probes.objective import cut, examples
+from velodrome.probes.objective import cut
+from velodrome.probes.objective import examples as count_of
 from velodrome.reports import inside as report
 from velodrome.reports.bar import Bar
 from velodrome.reports.inside_page import write
 
 Look = Callable[[Scene], Part]
-LOOKS: dict[str, Look] = {"updates": updates}
+LOOKS: dict[str, Look] = {
+    "updates": updates,
+    "failures": failures,
+    "edge": edge,
+    "noise": noise,
+    "coherence": coherence,
+    "examples": lambda scene: examples(scene) + opposing(scene),
+    "spectrum": spectrum,
+    "landscape": landscape,
+    "ntk": ntk,
+}
 WINDOW = 50
 SHARE = 0.4  # of the budget at most for the readers in the window
 RANK = {"sick": 0, "watch": 1, "remark": 2, "fine": 3}
@@ -34,6 +53,7 @@ def inside(o: Inside, typed: str) -> int:
     began = monotonic()
     left = lambda: o.budget - (monotonic() - began)  # noqa: E731
     wanted = [name for name in dict.fromkeys(o.what or DEFAULT) if name in LOOKS]
+    torch.set_num_threads(1)  # small products, and as many looks as there are cores; a run's own number is set with it
     subject = opened(o)
     count = o.steps if o.steps is not None else WINDOW if subject.steps is not None else 0
     if count and subject.steps is None:
@@ -41,10 +61,13 @@ def inside(o: Inside, typed: str) -> int:
             f"--steps {count} needs an optimizer: let the function return (model, loss, batches, optimizer), or write --steps 0."
         )
     with Bar(count + 1 + len(wanted)) as bar:
-        scene = Scene(subject, o, walked(subject, 0), left)
+        scene = Scene(subject, o, Window(), left)
         assert scene.few.examples  # made now: refuses what is not one function before anything is spent
         bar.at("steps", 0)
-        scene.window = walked(subject, count, {}, seconds=SHARE * o.budget, seen=lambda i: bar.at("steps", i))
+        readers: dict[str, Any] = {"edge": EdgeReader(scene)} if "edge" in wanted else {}
+        readers |= {"signs": SignsReader(scene)} if "failures" in wanted else {}
+        tail = {"losses": partial(losses, scene)} if "examples" in wanted else {}
+        scene.window = walked(subject, count, readers, tail=tail, seconds=SHARE * o.budget, seen=lambda i: bar.at("steps", i))
         whole = Part(notes=list(subject.notes))
         failures = []
         for i, name in enumerate(wanted):
@@ -56,9 +79,9 @@ def inside(o: Inside, typed: str) -> int:
                 whole += within_memory(LOOKS[name], scene)
             except ValueError as error:
                 failures.append(error)
-                whole.notes.append(f"{name} could not be looked at: {str(error).rstrip('.')}")
+                whole.notes.append(f"{name} could not be looked at: {as_options(str(error)).rstrip('.')}")
         if len(failures) == len(wanted):
-            raise failures[0]
+            raise ValueError(as_options(str(failures[0])))
     found = told(scene, whole, typed)
     if o.json:
         print_json(found.plain())
@@ -99,7 +122,7 @@ def within_memory(look: Look, scene: Scene) -> Part:
             raise
     gc.collect()
     batch = scene.few.batches[0]
-    size = examples(batch)
+    size = count_of(batch)
     while size > 1:
         size //= 2
         try:
@@ -111,10 +134,16 @@ def within_memory(look: Look, scene: Scene) -> Part:
             if not exhausted(error):
                 raise
             continue
-        raise ValueError(f"out of memory with {examples(batch)} examples at once; {size} fit: write --micro-batch {max(1, size // 2)}.")
+        raise ValueError(f"out of memory with {count_of(batch)} examples at once; {size} fit: write --micro-batch {max(1, size // 2)}.")
     raise ValueError(
         "out of memory even with one example: look on a machine with more of it, or at fewer topics (--what updates failures)."
     )
+
+
+def as_options(text: str) -> str:
+    """A probe's advice about its arguments as that about this command's options."""
+    text = re.sub(r"micro_batch=(\d+)( and keep=False)?", r"--micro-batch \1", text)
+    return re.sub(r"mode='(\w+)'", r"--mode \1", text).replace("fix_random=True", "--fix-random")
 
 
 def exhausted(error: BaseException) -> bool:

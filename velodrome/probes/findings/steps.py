@@ -42,7 +42,8 @@ def remarks(report: Report) -> list[str]:
 
 def _eps(numbers: Numbers, about: dict[str, Any]) -> float | None:
     share = numbers["eps_share"]
-    return share if share is not None and share > HALF else None
+    # A bias before a normalisation has a gradient of rounding alone, and no step of it matters.
+    return share if share is not None and share > HALF and len(about["shape"]) > 1 else None
 
 
 def _stuck(numbers: Numbers, about: dict[str, Any]) -> float | None:
