@@ -10,7 +10,7 @@ from torch import Tensor
 
 from velodrome.probes.functions.gram import gram, signals
 from velodrome.probes.functions.jacobian import Tangent, own_outputs, parts, rows, tensor
-from velodrome.probes.objective import Objective, joined
+from velodrome.probes.objective import Objective, examples, joined
 
 Outputs = Literal["all", "sum", "trace"]
 MEMORY = 2**30
@@ -70,7 +70,7 @@ def _add_rows(objective: Objective, weights: Tensor, params: dict[str, Tensor], 
     """Adds to `matrix` what these parameters contribute, block by block; returns how often the data were passed."""
     each = sum(p.numel() for p in params.values()) * len(weights) * matrix.element_size()
     pieces = parts(objective, int(memory // (2 * each)) or 1)
-    sizes = [len(next(x for x in _leaves(p.inputs))) * (len(weights) if across else 1) for p in pieces]
+    sizes = [examples(p) * (len(weights) if across else 1) for p in pieces]
     starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
     made = 0
     for i, first in enumerate(pieces):
@@ -86,10 +86,6 @@ def _add_rows(objective: Objective, weights: Tensor, params: dict[str, Tensor], 
     return made / starts[-1]
 
 
-def _leaves(inputs: object) -> list[Tensor]:
-    return [x for x in torch.utils._pytree.tree_leaves(inputs) if isinstance(x, Tensor)]
-
-
 def _contract(a: Tensor, b: Tensor, across: bool) -> Tensor:
     if across:
         return a.flatten(0, 1).flatten(1) @ b.flatten(0, 1).flatten(1).T
@@ -100,8 +96,9 @@ def ntk_sketch(objective: Objective, outputs: Outputs = "all", *, draws: int = 6
     r"""$\hat K = \frac1R \sum_r u_r u_r^\top$ with $u_r = J v_r$, $v_r \sim N(0, I_P)$: unbiased, by one forward-mode pass for each of `draws` draws.
 
     For networks with many outputs, where the exact kernel needs a backward pass for each. The standard error of an entry is near
-    $\sqrt{(K_{ii} K_{jj} + K_{ij}^2)/R}$ and is estimated from the draws; the rank is at most R, so that single eigenvalues are not those of K: read
-    the trace, the norm and the effective rank (`spectrum`), or ask `Tangent` by Lanczos. "sum" and "trace" as in `ntk`.
+    $\sqrt{(K_{ii} K_{jj} + K_{ij}^2)/R}$ and is estimated from the draws; of the whole matrix it is
+    $\|K\|_F \sqrt{d/R}$ with d the effective rank, large unless R is many times d. The rank is at most R, so that single eigenvalues are not those of
+    K: read the trace, the norm and the effective rank (`spectrum`), or ask `Tangent` by Lanczos. "sum" and "trace" as in `ntk`.
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws must be a whole number, two or more, for an error can be told from two; got {draws!r}.")
