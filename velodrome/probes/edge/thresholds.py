@@ -1,4 +1,5 @@
-r"""The curvature at which the optimizer in use stops being stable (Cohen et al. 2021, https://arxiv.org/abs/2103.00065; 2022, https://arxiv.org/abs/2207.14484).
+r"""The curvature at which the optimizer in use stops being stable (Cohen et al. 2021, https://arxiv.org/abs/2103.00065; 2022,
+https://arxiv.org/abs/2207.14484).
 
 On a quadratic with curvature $\lambda$ (an eigenvalue of $P^{-1}(H+\Omega)$, P the preconditioner held still) an update is
 $x \gets (1-\eta\omega)\,x - \eta\,u$ with $u = F(z)\,\lambda x$: F is the momentum as a filter of the gradients, z the shift by one step. Modes are the
