@@ -86,29 +86,36 @@ def alone(task: Task, rounds: int) -> list[Bar]:
     objective = Objective(task.model, cross_entropy, task.batch)
     tangent = Tangent(objective)
     v = torch.randn(tangent.n)
-    ways: dict[str, Callable[[], object]] = {"product": lambda: tangent @ v, "sketch": lambda: ntk_sketch(objective, "trace", draws=4)}
+    ways: dict[str, Callable[[], object]] = {
+        "product": lambda: tangent @ v,
+        "parameters": lambda: ntk_sketch(objective, "trace", draws=4),
+        "outputs": lambda: ntk_sketch(objective, "trace", draws=4, over="outputs"),
+    }
     if task.name != "GPT":
         ways |= {"all": lambda: ntk(objective), "trace": lambda: ntk(objective, "trace")}
     times: dict[str, Timing] = side_by_side({"gradient": gradient(task), **ways}, rounds)
     named = f"{task.name} B={task.batch.examples}, {tangent.n // task.batch.examples} outputs"
     told = {"all": "exact kernel of all outputs", "trace": "exact trace kernel", "product": "product with the kernel, never made"}
     found = [Bar(FAMILY, f"{named}, {text}", times[way].ratio, "gradients") for way, text in told.items() if way in times]
-    return [*found, Bar(FAMILY, f"{named}, one draw of a sketch", times["sketch"].ratio / 4, "gradients")]
+    found += [Bar(FAMILY, f"{named}, one draw over {way}", times[way].ratio / 4, "gradients") for way in ("parameters", "outputs")]
+    return found
 
 
 def sketched() -> list[Bar]:
-    """What a sketch of the MLP's kernel is worth: its error, and whether it knows it."""
+    """What sketches of the MLP's trace kernel are worth: their error, and whether they know it."""
     task = mlp(batch=32)
     objective = Objective(task.model, cross_entropy, task.batch)
-    truth, found = ntk(objective).matrix.double(), ntk_sketch(objective, draws=DRAWS)
-    assert found.error is not None
-    error = (found.matrix - truth).norm() / truth.norm()
-    own = float(((found.matrix - truth) / found.error).square().mean().sqrt())
-    named = f"MLP B=32, sketch of {DRAWS} draws"
-    return [
-        Bar(FAMILY, f"{named}, error", float(error), "relative, Frobenius"),
-        Bar(FAMILY, f"{named}, error over its own standard error", own, "rms", (0.85, 1.25)),
-    ]
+    truth, bars = ntk(objective, "trace").matrix.double(), []
+    for over in ("parameters", "outputs"):
+        found = ntk_sketch(objective, "trace", draws=DRAWS, over=over)
+        assert found.error is not None
+        named, away = f"MLP B=32, trace kernel by {DRAWS} draws over {over}", ~torch.eye(len(truth), dtype=torch.bool)
+        own = float(((found.matrix - truth) / found.error)[away].square().mean().sqrt())
+        bars += [
+            Bar(FAMILY, f"{named}, error", float((found.matrix - truth).norm() / truth.norm()), "relative, Frobenius"),
+            Bar(FAMILY, f"{named}, error over its own standard error", own, "rms", (0.8, 1.3)),
+        ]
+    return bars
 
 
 def rows(quick: bool = False) -> list[Bar]:

@@ -51,12 +51,14 @@ def spectrum(kernel: Kernel) -> Spectrum:
 
 def _sketched(kernel: Kernel, u: Tensor) -> Spectrum:
     r"""With $G_{rs} = \langle \hat K_r, \hat K_s \rangle$ of single draws: $\|K\|_F^2$ is the mean of G off its diagonal, which is unbiased."""
-    u = u if u.ndim == 3 else u.unsqueeze(2)
     draws = len(u)
-    traces = u.square().sum((1, 2))
-    across = u.permute(0, 2, 1).flatten(0, 1) @ u.permute(0, 2, 1).flatten(0, 1).T
-    c = u.shape[2]
-    products = across.view(draws, c, draws, c).square().sum((1, 3))  # (R, R)
+    if kernel.over == "outputs":
+        traces, products = u.diagonal(dim1=1, dim2=2).sum(1), u.flatten(1) @ u.flatten(1).T
+    else:
+        vectors = (u if u.ndim == 3 else u.unsqueeze(2)).permute(0, 2, 1)  # (R, c, n)
+        traces, c = vectors.square().sum((1, 2)), vectors.shape[1]
+        across = vectors.flatten(0, 1) @ vectors.flatten(0, 1).T
+        products = across.view(draws, c, draws, c).square().sum((1, 3))  # (R, R)
     total = products.sum() - products.diagonal().sum()
     square = float(total) / (draws * (draws - 1))
     without = (total - 2 * (products.sum(1) - products.diagonal())) / ((draws - 1) * (draws - 2)) if draws > 2 else None

@@ -13,6 +13,7 @@ from velodrome.probes.functions.jacobian import Tangent, own_outputs, parts, row
 from velodrome.probes.objective import Objective, examples, joined
 
 Outputs = Literal["all", "sum", "trace"]
+Over = Literal["", "parameters", "outputs"]
 MEMORY = 2**30
 UNIT = "output²/parameter²"
 
@@ -22,7 +23,8 @@ class Kernel:
     r"""A kernel over n examples with c outputs each: `matrix` (n·c, n·c), example by example, if `outputs` is "all", else (n, n).
 
     "sum" is the kernel of the sum of an example's outputs, "trace" the sum over outputs of the kernels of each. In output²/parameter².
-    `error` is None for an exact kernel, else one standard error for each entry from `draws` independent draws, whose vectors are kept in `sketch`.
+    `error` is None for an exact kernel, else one standard error for each entry from `draws` independent draws `over` parameters or
+    outputs, which are kept in `sketch`: (R, rows), (R, n, c) for a trace, (R, n, n) over outputs.
     `cost` counts passes over the data.
     """
 
@@ -33,6 +35,7 @@ class Kernel:
     error: Tensor | None = None
     draws: int = 0
     sketch: Tensor | None = None
+    over: Over = ""
     unit: str = UNIT
     cost: dict[str, float] = field(default_factory=dict)
 
@@ -48,22 +51,30 @@ def ntk(objective: Objective, outputs: Outputs = "all", *, memory: int = MEMORY)
     if outputs not in ("all", "sum", "trace"):
         raise ValueError(f"outputs must be 'all', 'sum' or 'trace', got {outputs!r}.")
     own_outputs(objective)
+    width = _width(objective)
+    some = next(iter(objective.params.values()))
+    weights = (torch.ones(1, width) if outputs == "sum" else torch.eye(width)).to(some)
+    matrix, passes = _exact(objective, weights, outputs == "all", memory)
+    return Kernel(matrix, outputs, objective.examples, width, cost={"forward": passes, "backward": len(weights) * passes})
+
+
+def _width(objective: Objective) -> int:
+    with objective.ready(), torch.no_grad():
+        return tensor(objective.outputs(objective.batches[0])).flatten(1).shape[1]
+
+
+def _exact(objective: Objective, weights: Tensor, across: bool, memory: int) -> tuple[Tensor, float]:
+    """The kernel of these combinations of outputs (q, c), between all of them if `across`, else summed over them; and the passes over the data."""
     with objective.ready():
         whole = objective.batches[0]
         for batch in objective.batches[1:]:
             whole = joined(whole, batch)
-        with torch.no_grad():
-            width = tensor(objective.outputs(objective.batches[0])).flatten(1).shape[1]
-        some = next(iter(objective.params.values()))
-        weights = torch.ones(1, width) if outputs == "sum" else torch.eye(width)
-        weights = weights.to(some)
         seen, names = signals(objective, whole, weights)
-        across, q = outputs == "all", len(weights)
-        size = objective.examples * (q if across else 1)
-        matrix = gram(objective, seen, names, across) if names else some.new_zeros((size, size))
+        size = objective.examples * (len(weights) if across else 1)
+        matrix = gram(objective, seen, names, across) if names else weights.new_zeros((size, size))
         left = {name: p.detach() for name, p in objective.params.items() if name not in names}
         passes = _add_rows(objective, weights, left, across, memory, matrix) if left else 0
-    return Kernel(matrix.detach(), outputs, objective.examples, width, cost={"forward": 1 + passes, "backward": q * (1 + passes)})
+    return matrix.detach(), 1 + passes
 
 
 def _add_rows(objective: Objective, weights: Tensor, params: dict[str, Tensor], across: bool, memory: int, matrix: Tensor) -> float:
@@ -92,34 +103,57 @@ def _contract(a: Tensor, b: Tensor, across: bool) -> Tensor:
     return a.flatten(1) @ b.flatten(1).T  # the sum over combinations and parameters in one product
 
 
-def ntk_sketch(objective: Objective, outputs: Outputs = "all", *, draws: int = 64, seed: int = 0) -> Kernel:
-    r"""$\hat K = \frac1R \sum_r u_r u_r^\top$ with $u_r = J v_r$, $v_r \sim N(0, I_P)$: unbiased, by one forward-mode pass for each of `draws` draws.
+def ntk_sketch(
+    objective: Objective, outputs: Outputs = "all", *, draws: int = 64, over: Over = "parameters", seed: int = 0, memory: int = MEMORY
+) -> Kernel:
+    r"""An unbiased kernel with a standard error for each entry, for networks with so many outputs that the exact one costs too much.
 
-    For networks with many outputs, where the exact kernel needs a backward pass for each. The standard error of an entry is near
-    $\sqrt{(K_{ii} K_{jj} + K_{ij}^2)/R}$ and is estimated from the draws; of the whole matrix it is
-    $\|K\|_F \sqrt{d/R}$ with d the effective rank, large unless R is many times d. The rank is at most R, so that single eigenvalues are not those of
-    K: read the trace, the norm and the effective rank (`spectrum`), or ask `Tangent` by Lanczos. "sum" and "trace" as in `ntk`.
+    Over "parameters": $\hat K = \frac1R \sum_r u_r u_r^\top$ with $u_r = J v_r$, $v_r \sim N(0, I_P)$, one forward-mode pass for each of R `draws`. The
+    error of an entry is near $\sqrt{(K_{ii} K_{jj} + K_{ij}^2)/R}$; of the whole matrix it is $\|K\|_F \sqrt{d/R}$ with d the effective rank, large
+    unless R is many times d. The rank is at most R, so that single eigenvalues are not those of K: read the trace, the norm and the effective rank
+    (`spectrum`), or ask `Tangent` by Lanczos.
+
+    Over "outputs", for the "trace" kernel: $\hat K = \frac1R \sum_r J_r J_r^\top$ with $J_r = w_r^\top J$, gradients of the outputs summed with random
+    signs $w_r$, the same for every example. Each draw is an exact kernel of one output, about one backward pass and the product of the rows, and what is
+    random is only how much outputs have to do with each other: far smaller errors, for the memory of Jacobians (`memory` as in `ntk`).
     """
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 2:
         raise ValueError(f"draws must be a whole number, two or more, for an error can be told from two; got {draws!r}.")
     if outputs not in ("all", "sum", "trace"):
         raise ValueError(f"outputs must be 'all', 'sum' or 'trace', got {outputs!r}.")
-    tangent = Tangent(objective)
-    generator = torch.Generator().manual_seed(seed)
-    width = tangent.shapes[0][1]
-    found = []
-    for _ in range(draws):
-        v = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for n, p in objective.params.items()}
-        u = tangent.forth(v).view(objective.examples, width)
-        found.append(u.flatten() if outputs == "all" else u.sum(1) if outputs == "sum" else u)
-    sketch = torch.stack(found).double()  # (R, n·c), (R, n) or (R, n, c)
-    u = sketch if sketch.ndim == 3 else sketch.unsqueeze(2)
-    first = torch.zeros(u.shape[1], u.shape[1], dtype=u.dtype, device=u.device)
+    if over not in ("parameters", "outputs") or (over == "outputs" and outputs != "trace"):
+        raise ValueError(f"over must be 'parameters', or 'outputs' for the 'trace' kernel, got {over!r} for {outputs!r}.")
+    own_outputs(objective)
+    generator, width = torch.Generator().manual_seed(seed), _width(objective)
+    sketch = (
+        _over_outputs(objective, draws, width, generator, memory)
+        if over == "outputs"
+        else _over_parameters(objective, outputs, draws, generator)
+    )
+    first = torch.zeros(sketch.shape[1], sketch.shape[1], dtype=sketch.dtype, device=sketch.device)
     second = torch.zeros_like(first)
-    for one in u:
-        product = one @ one.T
+    for one in sketch:
+        product = one if over == "outputs" else one @ one.T if one.ndim == 2 else torch.outer(one, one)
         first += product
         second += product.square()
     mean = first / draws
     error = ((second / draws - mean.square()).clamp(min=0) / (draws - 1)).sqrt()
-    return Kernel(mean, outputs, objective.examples, width, error, draws, sketch, cost={"jvp": draws})
+    cost: dict[str, float] = {"jvp": draws} if over == "parameters" else {"forward": draws, "backward": draws}
+    return Kernel(mean, outputs, objective.examples, width, error, draws, sketch, over, cost=cost)
+
+
+def _over_parameters(objective: Objective, outputs: Outputs, draws: int, generator: torch.Generator) -> Tensor:
+    """(R, n·c), (R, n) for the sum, (R, n, c) for the trace; float64."""
+    tangent, found = Tangent(objective), []
+    for _ in range(draws):
+        v = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for n, p in objective.params.items()}
+        u = tangent.forth(v).view(objective.examples, -1)
+        found.append(u.flatten() if outputs == "all" else u.sum(1) if outputs == "sum" else u)
+    return torch.stack(found).double()
+
+
+def _over_outputs(objective: Objective, draws: int, width: int, generator: torch.Generator, memory: int) -> Tensor:
+    """(R, n, n) float64, a kernel for each draw of signs."""
+    some = next(iter(objective.params.values()))
+    signs = (2 * torch.randint(0, 2, (draws, 1, width), generator=generator) - 1).to(some)
+    return torch.stack([_exact(objective, w, False, memory)[0] for w in signs]).double()
