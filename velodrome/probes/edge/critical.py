@@ -113,7 +113,11 @@ class Walk:
         self.objective, self.move, self.processes, self.tol = objective, move, processes, tol
         self.update: list[Tensor] = []
         self.slope, self.passes = nan, 0
-        self.low, self.high = (0.0, nan), (inf, inf)  # the ends of the bracket with their h
+        self.behind, self.low, self.high = (
+            (0.0, nan),
+            (0.0, nan),
+            (inf, inf),
+        )  # the ends of the bracket with their h, and the low end before
         with outputs_of(objective) as formats:
             self.start = self.loss()
         self.hidden = abs(self.start) * resolution(objective, self.format, formats)
@@ -137,7 +141,7 @@ class Walk:
         self.move(self.update, alpha)
         rise = self.loss() - self.start
         if isfinite(rise) and rise <= 0:
-            self.low = alpha, rise / alpha
+            self.behind, self.low = self.low, (alpha, rise / alpha)
         else:
             self.high = alpha, rise / alpha if isfinite(rise) else inf
 
@@ -145,8 +149,8 @@ class Walk:
         """Bracket, led by the straight line through what is known; then close the bracket from both sides of that line's zero."""
         if self.slope > 0:
             return
-        self.low = 0.0, self.slope
-        before = inf
+        self.behind = self.low = 0.0, self.slope
+        before, tried = inf, 0
         trial = min(max(guess, NEAREST), FARTHEST)
         while self.passes < most:
             self.try_at(trial)
@@ -154,7 +158,8 @@ class Walk:
             if b == inf or a == 0:
                 if a >= FARTHEST or b <= NEAREST:
                     return
-                trial = self.outwards()
+                tried += 1
+                trial = self.outwards(1 + self.tol / 2.5 if tried == 1 else 1.25)
                 continue
             if b - a <= max(self.tol * b, self.blur()):
                 return
@@ -163,18 +168,18 @@ class Walk:
             trial = beside if a < beside < b and width < before**0.7 else sqrt(a * b)
             before = width
 
-    def outwards(self) -> float:
-        """The next place to try while there is one end only: just across the line's zero, at most 64 times farther or nearer, else twice."""
+    def outwards(self, across: float) -> float:
+        """The next place to try while there is one end only: `across` times beyond the line's zero, at most 64 times farther or nearer, else twice."""
         a, b, zero = self.low[0], self.high[0], self.zero()
         if b == inf:
-            return min(max(zero * (1 + self.tol / 2.5), 1.1 * a), 64 * a) if isfinite(zero) else 2 * a
-        return max(min(zero * (1 - self.tol / 2.5), b / 1.1), b / 64) if isfinite(zero) else b / 2
+            return min(max(zero * across, 1.1 * a), 64 * a) if isfinite(zero) else 2 * a
+        return max(min(zero / across, b / 1.1), b / 64) if isfinite(zero) else b / 2
 
     def zero(self) -> float:
-        """Where the line through the ends is zero, with one end only the line from the slope; infinite where it falls."""
+        """Where the line through the ends is zero, with a low end only the line through the last two; infinite where it falls."""
         (a, ha), (b, hb) = self.low, self.high
         if b == inf:
-            a, ha, b, hb = 0.0, self.slope, a, ha
+            (a, ha), (b, hb) = self.behind, self.low
         return a - ha * (b - a) / (hb - ha) if isfinite(ha) and isfinite(hb) and hb > ha else inf
 
     def blur(self) -> float:
