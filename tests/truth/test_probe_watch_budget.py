@@ -131,7 +131,8 @@ def test_a_part_of_the_batch_is_taken_where_the_whole_would_be_too_rare():
         for name in account.due(t):
             taken.append((t, account.fractions[name]))
             account.spend(name, 0.4 + 12.0 * account.fractions[name], t, account.fractions[name])
-    assert taken[0] == (250, 0.125), "first the smallest: its belief, 40/8 step times, is saved up in 250 steps"
+    assert taken[0][1] == 0.125, "first the smallest"
+    assert 1125 <= taken[0][0] <= 1126, "22.5 step times are believed of it and saved up in 1,125 steps"
     assert taken[-1][1] == 0.25, "4 step times every 200 steps: a quarter costs 3.4 of them, a half 6.4"
     assert account.spent <= 0.02 * account.trained
 

@@ -24,6 +24,7 @@ from velodrome.bench.workload import Data, Loss, Workload
 from velodrome.data.stream import Batch, Stream
 from velodrome.gradients.backward import backward
 from velodrome.optim.chain import Chain
+from velodrome.probes.watch import Watch, watch
 from velodrome.recipes.recipe import Recipe
 from velodrome.records.checkpoint import latest, save
 from velodrome.records.digest import content_hash, package_digest
@@ -107,12 +108,18 @@ Seen = Callable[[Step, Callable[[], dict[str, Any]]], None]
 
 
 def drive(
-    entry: Entry, root: Path, environment: dict[str, Any], stop: Callable[[], bool], seen: Seen | None = None
+    entry: Entry,
+    root: Path,
+    environment: dict[str, Any],
+    stop: Callable[[], bool],
+    seen: Seen | None = None,
+    watching: str | float | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train one run to its end, or from its last checkpoint on; yields its state at every evaluation, with the clock stopped.
 
     Several of these may be advanced in turn in one process: each keeps its own random generators. `seen` is shown every step that is not
-    the last, with a function that returns what a checkpoint of it holds. Raises Busy if another process trains the
+    the last, with a function that returns what a checkpoint of it holds. `watching` is the budget of `probes.watch`, whose full set of numbers goes into
+    watch.jsonl of the run's folder; the run is the same with and without. Raises Busy if another process trains the
     run, Interrupted (after saving) once `stop()` is true.
     """
     folder = root / entry.folder
@@ -122,7 +129,7 @@ def drive(
             yield {"state": "finished", "t": entry.end}
             return
         try:
-            yield from _Training(entry, run, stop, seen).go()
+            yield from _Training(entry, run, stop, seen, watching).go()
         except (Interrupted, GeneratorExit):
             raise
         except (Exception, SystemExit):
@@ -176,8 +183,8 @@ class Live:
 class _Training:
     """A run that is recorded: its live objects, its evaluations, and how they go to a checkpoint and back."""
 
-    def __init__(self, entry: Entry, run: Run, stop: Callable[[], bool], seen: Seen | None = None):
-        self.entry, self.run, self.stop, self.seen = entry, run, stop, seen
+    def __init__(self, entry: Entry, run: Run, stop: Callable[[], bool], seen: Seen | None = None, watching: str | float | None = None):
+        self.entry, self.run, self.stop, self.seen, self.watching = entry, run, stop, seen, watching
         self.workload, self.live = entry.workload, Live(entry)
         self.model, self.optimizer = self.live.model, self.live.optimizer
         self.valid = [batch.to(entry.setting.device) for batch in entry.data.valid]
@@ -188,8 +195,22 @@ class _Training:
         self.can_save = True
 
     def go(self) -> Iterator[dict[str, Any]]:
+        found = self._found()
+        with self._watched(found) as watched:
+            yield from self._go(found, watched)
+
+    def _watched(self, found: dict[str, Any] | None) -> contextlib.AbstractContextManager[Watch | None]:
+        if self.watching is None:
+            return contextlib.nullcontext()
+        start, path = 0 if found is None else int(found["counters"]["t"]) + 1, self.run.folder / "watch.jsonl"
+        if not start:
+            path.unlink(missing_ok=True)  # of a session that left no checkpoint
+        loss = self.workload.loss
+        return watch(self.model, self.optimizer, self.watching, loss=loss, probes="full", sink=path, start=start)
+
+    def _go(self, found: dict[str, Any] | None, watched: Watch | None) -> Iterator[dict[str, Any]]:
         w = self.workload
-        for step in self.live.steps(self._found()):
+        for step in self.live.steps(found):
             self.mean.add(step.loss)
             end = step.t == self.entry.end or step.diverged is not None
             if step.t % w.every == 0 or end:
@@ -203,6 +224,8 @@ class _Training:
                 return
             if self.seen is not None:
                 self.seen(step, partial(self._tree, step))
+            if watched is not None:
+                watched.step(loss=step.loss, batch=step.batch)
             if self.stop():
                 self._save(step)
                 raise Interrupted

@@ -17,6 +17,7 @@ from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.commands._forecast import Forecast
 from velodrome.commands.options import print_json, say
 from velodrome.commands.train import Options
+from velodrome.probes.watching.budget import share_of
 from velodrome.recipes.parse import parse
 from velodrome.records.environment import environment
 from velodrome.records.read import Record, read
@@ -32,6 +33,8 @@ def run(o: Options, typed: str) -> int:
     """Train, tell the result, and return the exit code; `typed` is the command, for the person who goes on with it."""
     if o.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ValueError('--tensorboard needs TensorBoard: pip install "velodrome[tensorboard]".')
+    if o.watch:
+        share_of(o.watch)
     torch.set_num_threads(o.threads)
     check_device(o.device)
     task, recipe = workload(o.on), parse(o.algorithm)
@@ -66,7 +69,7 @@ def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast
     with Progress(1, quiet=o.quiet) as progress:
         progress.update(name, workload=w.name, algorithm=entry.recipe.name, seed=o.seed, total=w.steps, target=w.targets[-1])
         try:
-            for state in drive(entry, o.out, environment(threads=o.threads, device=o.device), stop):
+            for state in drive(entry, o.out, environment(threads=o.threads, device=o.device), stop, watching=o.watch or None):
                 begun = True
                 if "valid" not in state:  # finished earlier
                     known = read(o.out / name).result or {}

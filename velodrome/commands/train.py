@@ -1,6 +1,7 @@
 """`velodrome train`: one algorithm on one workload, in this process. This file reads the options; `_train.py` does the work and needs torch."""
 
 import importlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +17,7 @@ HELP = """Train one algorithm on one workload.
   velodrome train ./my_optimizer.py:MyOptimizer --on ./my_task.py:task --json
   velodrome train "adamw(schedule='wsd:0.2:sqrt')" --on digits
   velodrome train adamw --on digits --branch-at 200 400 --cooldown 0.2
+  velodrome train adamw --on digits --watch 2%
 
 With --branch-at one trunk runs at a constant rate, and at each STEP a run leaves
 it to cool down over the last part of its own length; each is, bit by bit, the
@@ -53,6 +55,9 @@ class Options:
     """Forward passes in bfloat16 (autocast)."""
     compile: bool = False
     """Compile the model with torch.compile; compilation is on the clock."""
+    watch: str = ""
+    """Look inside while it trains, for at most this share of its time ("2%"
+    where none is given); the numbers go to watch.jsonl in its folder."""
     tensorboard: bool = False
     """Also write the rows of the finished run as TensorBoard events into its folder."""
     json: bool = False
@@ -61,9 +66,19 @@ class Options:
     """No progress on stderr."""
 
 
+def spelled_out(arguments: list[str]) -> list[str]:
+    """`--watch` alone means 2 %."""
+    found = []
+    for i, word in enumerate(arguments):
+        found.append(word)
+        if word == "--watch" and not re.match(r"[0-9.]", arguments[i + 1] if i + 1 < len(arguments) else ""):
+            found.append("2%")
+    return found
+
+
 def main(arguments: list[str]) -> int:
     """0 target reached, 3 missed or diverged, 1 failed, 130 or 143 stopped; a mistake is a ValueError."""
-    o = parse(Options, "train", arguments, HELP)
+    o = parse(Options, "train", spelled_out(arguments), HELP)
     if o.seed < 0 or o.threads < 1:
         raise ValueError(f"seed must be at least 0 and threads at least 1, got {o.seed} and {o.threads}.")
     if o.out.exists() and not o.out.is_dir():
@@ -73,6 +88,8 @@ def main(arguments: list[str]) -> int:
             f"--cooldown and --shape are about --branch-at, got {o.cooldown:g} and {o.shape} without it: "
             f"write \"{o.algorithm}(schedule='wsd:{o.cooldown:g}:{o.shape}')\" for one run that cools down."
         )
+    if o.branch_at and o.watch:
+        raise ValueError("--watch looks at one run, and --branch-at makes several: train the one to look at without it.")
     place = "velodrome.commands._branch" if o.branch_at else "velodrome.commands._train"
     work: Any = importlib.import_module(place)  # by name, and only now: it brings torch in
     return work.run(o, command("train", arguments))

@@ -25,13 +25,12 @@ from velodrome.probes.objective import Loss, as_batch
 from velodrome.probes.watching.budget import Account, share_of
 from velodrome.probes.watching.chosen import chosen
 from velodrome.probes.watching.measure import measured, say
-from velodrome.probes.watching.probe import LEAST, Call, Probe, View
+from velodrome.probes.watching.probe import LEAST, Call, Needs, Probe, View
 from velodrome.probes.watching.ranks import Ranks, local, plain
 from velodrome.probes.watching.sinks import Row, sinks
 from velodrome.probes.watching.stopwatch import Stopwatch
 from velodrome.probes.watching.summary import Spent
 
-PATIENCE = 200  # steps between two looks of one probe, above which it takes a part of the batch instead
 LONGEST = 100  # steps after which the account is looked at anew
 WARM_UP = 2  # steps before the clock runs: the first ones compile and fill caches
 FAILURES = 3  # in a row, after which a probe is given up
@@ -80,6 +79,10 @@ class Watch:
         self._call: Call | None = None
         self._targets: Any = None
         self._losses: deque[tuple[int, Any]] = deque(maxlen=10_000)
+        for name, why in ((n, cannot(p.needs, self.ranks.sharded, view["criterion"])) for n, p in self.probes.items()):
+            if why:
+                account.close(name)
+                self.log.append((start, name, f"not measured: {why}"))
         self._steps: list[Any] = [optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)]
         self._hooks: list[Any] = [model.register_forward_pre_hook(self._called, with_kwargs=True)]
         if isinstance(criterion := view["criterion"], nn.Module):
@@ -194,7 +197,9 @@ class Watch:
         try:
             self._around.close()
         except Exception as error:
-            self.log.append((self.t, ", ".join(self._plan), f"{type(error).__name__}: {error}"))
+            for name in [n for n in self._plan if n in self._took]:
+                self._plan.remove(name)
+                self._failed(name, self._seen(None), error)
         view = self._seen(None if batch is None else as_batch(batch))
         names, self._plan = self._plan, []
         inside = [n for n in names if n in self._took]  # they slowed this step down
@@ -263,7 +268,7 @@ class Watch:
             self.log.append((view.t, name, f"given up: {text}"))
         else:
             self.log.append((view.t, name, text))
-        if self._failures[name] == 1:
+        if self._failures[name] == 1 and not isinstance(error, ValueError):  # a refusal is no accident
             say(f"{name} could not be measured at step {view.t}: {text}")
 
     def _seen(self, batch: Batch | None) -> View:
@@ -310,9 +315,9 @@ class Watch:
     def _decide(self) -> None:
         account, following = self.account, self.t + 1
         for name in account.saved:
-            if self.probes[name].needs in ("forward", "curvature") and self._examples >= 2 * LEAST:
+            if self.probes[name].needs in ("forward", "examples", "curvature") and self._examples >= 2 * LEAST:
                 sizes = [f for k in range(12) if (f := 0.5**k) * self._examples >= LEAST and f <= self._largest[name]]
-                account.resize(name, sizes or [self._largest[name]], PATIENCE)
+                account.resize(name, sizes or [self._largest[name]], self.probes[name].patience)
         names = list(self.probes)
         due = [n for n in account.due(following) if n not in self._pending]
         wake = following + account.wait(following, LONGEST)
@@ -320,12 +325,19 @@ class Watch:
         self._wake = int(held[0])
         self._plan = [n for n, flag in zip(names, held[1:], strict=False) if flag]
         account.fractions.update(zip(names, held[1 + len(names) :], strict=True))
+        refused: list[str] = []
         for name in self._plan:
             began = self._watch.start()
-            observer = self.probes[name].around(self._seen(None))
-            if observer is not None:
+            try:
+                observer = self.probes[name].around(self._seen(None))
+                if observer is None:
+                    continue
                 self._around.enter_context(observer)
-                self._took[name] = self._watch.stop(began)
+            except Exception as error:
+                self._failed(name, self._seen(None), error)
+                refused.append(name)
+            self._took[name] = self._watch.stop(began)
+        self._plan = [n for n in self._plan if n not in refused]
 
 
 class Absent:
@@ -388,6 +400,18 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, nn.
     if not found:
         raise ValueError("the optimizer trains no parameter of the model: give the model whose parameters it was made with.")
     return found
+
+
+def cannot(needs: Needs, sharded: bool, criterion: Loss | None) -> str | None:
+    """Why a probe cannot be measured in this run, if that is known before it begins."""
+    if sharded and needs in ("examples", "curvature"):
+        what = "second derivatives" if needs == "curvature" else "gradients of single examples"
+        return f"the parameters are sharded (FSDP2), and {what} of shards are not exact: look at a checkpoint"
+    if sharded and needs == "forward":
+        return "the parameters are sharded (FSDP2), and another forward pass would leave them gathered: look at a checkpoint"
+    if needs == "curvature" and criterion is None:
+        return "the loss is unknown: write watch(…, loss=cross_entropy), a function of (outputs, targets)"
+    return None
 
 
 def _call(batch: Batch, autocast: torch.dtype | None = None) -> Call:

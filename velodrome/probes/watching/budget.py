@@ -7,6 +7,7 @@ from math import ceil, inf
 from statistics import median
 
 KEPT = 20  # costs remembered for each probe: the largest of 20 is about their 95 % quantile
+FIXED = 0.5  # of a first measurement's cost, what is believed not to depend on the examples
 MARGIN = 1.5  # what is put by before a measurement, over the largest cost remembered
 PAUSE = 3.0  # a stretch this many times slower than the median one held an evaluation or a checkpoint, and is not credited in full
 BOOKS = 0.1  # of the budget, that deciding may cost
@@ -59,12 +60,16 @@ class Cost:
         """What must be put by before a measurement: more than it has cost so far, nineteen times in twenty."""
         if fraction not in self.known:
             seen = (MARGIN * cost * max(1.0, fraction / f) for cost, f in self.recent)
-            self.known[fraction] = max(seen, default=self.prior * fraction)
+            self.known[fraction] = max(seen, default=self.believed(fraction))
         return self.known[fraction]
 
     def typical(self, fraction: float = 1.0) -> float:
         """What a measurement is expected to cost."""
-        return self.mean * max(1.0, fraction / self.fraction) if self.count else self.prior * fraction
+        return self.mean * max(1.0, fraction / self.fraction) if self.count else self.believed(fraction)
+
+    def believed(self, fraction: float) -> float:
+        """Before the first measurement: a fixed part, and one in proportion to the examples."""
+        return self.prior * (FIXED + (1 - FIXED) * fraction)
 
 
 class Account:

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from velodrome.probes.watching.derivatives import Sharpness
+from velodrome.probes.watching.noise import Noise
+from velodrome.probes.watching.passes import Layers
 from velodrome.probes.watching.probe import Probe
-from velodrome.probes.watching.steps import Gradients, Updates
+from velodrome.probes.watching.steps import Gradients, Losses, Updates
 
-CHEAP: tuple[type[Probe], ...] = (Gradients, Updates)
-FULL: tuple[type[Probe], ...] = CHEAP
+CHEAP: tuple[type[Probe], ...] = (Gradients, Updates, Losses, Layers)
+FULL: tuple[type[Probe], ...] = (*CHEAP, Noise, Sharpness)
 
 
 def chosen(asked: str | Sequence[str | Probe]) -> list[Probe]:

@@ -30,7 +30,7 @@ def measured(probe: Probe, view: View) -> tuple[dict[str, Estimate], Exception |
     """(the numbers, None), or one number that is missing and says why, with the error. KeyboardInterrupt and SystemExit pass through."""
     try:
         with same_random(view.device() == "cuda"):
-            if probe.needs == "curvature":
+            if probe.needs in ("examples", "curvature"):
                 return probe.measure(view), None
             with torch.no_grad():
                 return probe.measure(view), None

@@ -17,7 +17,7 @@ from velodrome.probes.objective import Loss, Objective
 from velodrome.probes.undisturbed import undisturbed
 from velodrome.probes.watching.ranks import Ranks, local
 
-Needs = Literal["gradient", "update", "forward", "curvature"]
+Needs = Literal["gradient", "update", "forward", "examples", "curvature"]
 LEAST = 8  # examples that a part of a batch must have
 
 
@@ -90,8 +90,6 @@ class View:
         """Inside, the model may be observed; what is given runs it, without gradients, on the part of the batch, as it is run in training."""
         if self.call is None:
             raise ValueError("what the model was given is unknown: give watch the module that is called, or write seen.step(batch=…).")
-        if self.ranks.sharded:
-            raise ValueError("the parameters are sharded: another forward pass would leave them gathered.")
         call = self.call.part(self.size)
         with undisturbed(self.model), torch.no_grad(), _autocast(self.device(), call.autocast), eager():
             if self.mode is not None:
@@ -104,8 +102,6 @@ class View:
             raise ValueError("the loss is unknown: write watch(…, loss=cross_entropy), a function of (outputs, targets).")
         if self.batch is None or self.batch.targets is None:
             raise ValueError("the targets are unknown: write seen.step(loss=loss, batch=(inputs, targets)) before optimizer.step().")
-        if self.ranks.sharded:
-            raise ValueError("the parameters are sharded (FSDP2), and second derivatives of shards are not exact: look at a checkpoint.")
         n, size = self.examples, self.size
         cut = lambda x: x[:size] if isinstance(x, Tensor) and x.ndim and x.shape[0] == n else x  # noqa: E731
         batch = Batch(tree_map(cut, self.batch.inputs), tree_map(cut, self.batch.targets))
@@ -130,14 +126,16 @@ class Probe(ABC):
     """Something to measure now and then.
 
     `needs` says when: "gradient" between gradient and update, "update" after the update with the weights of before at hand, "forward" like "gradient" with
-    a pass of its own over a part of the batch, "curvature" likewise with derivatives. `prior` is what a measurement is believed to cost, in
-    step times, until it has been measured; `every` the fewest steps between two. A new object for each run: it may remember.
+    a pass of its own over a part of the batch, "examples" and "curvature" likewise with derivatives. `prior` is what a measurement is believed to cost, in
+    step times, until it has been measured; `every` the fewest steps between two; `patience` the steps above which less of the batch is taken instead.
+    A new object for each run: it may remember.
     """
 
     name: str
     needs: Needs
     prior: float
     every: int = 10
+    patience: int = 50
 
     def around(self, view: View) -> AbstractContextManager[Any] | None:
         """What is entered before the forward pass of a step that will be measured and left after the backward pass; None for nothing."""

@@ -1,11 +1,13 @@
 """Probes that only read tensors at hand: gradients, updates, losses. Exact with sharded parameters too: sums over shards are added over the processes."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from velodrome.probes.estimate import Estimate, exact, unidentified
+from velodrome.probes.failures.spikes import Spikes
 from velodrome.probes.updates.motion import UNITS, WIDE, numbers, table
 from velodrome.probes.watching.probe import Probe, View
 from velodrome.probes.watching.ranks import copies, local
@@ -90,3 +92,36 @@ def norms(tensors: list[Tensor]) -> list[float]:
     if len({(x.dtype, x.device) for x in found}) == 1:
         return [float(x) for x in torch.stack(found).tolist()]
     return [float(x) for x in found]
+
+
+class Losses(Probe):
+    """Of all losses since the last time: their `mean`, and `spike`, the height of the highest one that is a spike, named in the note (`failures.spikes`).
+
+    Losses are known where the loop calls the loss module that the watch was given, or tells them.
+    """
+
+    name, needs, prior, every = "losses", "gradient", 0.2, 10
+
+    def __init__(self) -> None:
+        self.spikes = Spikes()
+
+    def measure(self, view: View) -> dict[str, Estimate]:
+        """Every step's loss is looked at, at little cost."""
+        steps, values = [t for t, _ in view.losses], plain([x for _, x in view.losses])
+        if not steps:
+            raise ValueError("no loss is known: give watch the loss module that the loop calls, or write seen.step(loss=loss).")
+        found = [s for t, x in zip(steps, values, strict=True) if (s := self.spikes.add(t, x, position=t)) is not None]
+        out = {"mean": exact(sum(values) / len(values), "loss", n=len(values))}
+        if found:
+            top = max(found, key=lambda s: s.height)
+            note = f"step {top.step}: loss {top.loss:.4g}, usually {top.usual:.4g}"
+            out["spike"] = exact(top.height, "robust standard deviations", note=note)
+        return out
+
+
+def plain(losses: list[Any]) -> list[float]:
+    """As numbers; those on a device with one wait."""
+    tensors = [x for x in losses if isinstance(x, Tensor)]
+    if len(tensors) == len(losses) and tensors and len({(x.device, x.dtype) for x in tensors}) == 1:
+        return [float(x) for x in torch.stack(tensors).tolist()]
+    return [float(x) for x in losses]
