@@ -73,6 +73,17 @@ def test_every_number_of_a_motion_is_that_of_float64(dtype):
     assert moved.estimate("angle").unit == UNITS["angle"]
 
 
+def test_every_eighth_row_tells_the_motion_nearly():
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 256)
+    with motion(layer) as whole, motion(layer, every=8) as some, torch.no_grad():
+        layer.weight.add_(1e-3 * torch.randn_like(layer.weight))
+    for name, value in whole.numbers["weight"].items():
+        if name != "outward":
+            assert some.numbers["weight"][name] == pytest.approx(value, rel=0.06)
+    assert some.numbers["bias"]["norm"] == whole.numbers["bias"]["norm"]
+
+
 def test_a_tensor_that_starts_at_zero_has_no_angle_and_one_that_stands_still_has_angle_zero():
     zero, still = torch.zeros(3, 3), torch.ones(3, 3)
     with motion({"zero": zero, "still": still}) as moved:

@@ -1,6 +1,7 @@
 """Estimate: a number with its unit and how far it can be trusted; what the probes return."""
 
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf, isfinite, nan
 from typing import Any, Literal
 
@@ -52,9 +53,15 @@ def bounded(value: float, error: float, unit: str, **more: Any) -> Estimate:
     return Estimate(float(value), unit, float(error), float(value - error), float(value + error), "bound", **more)
 
 
+@cache
+def _quantile(dof: int) -> float:
+    """Student's, for a two-sided 95 % interval; scipy takes longer for it than a small probe does for its number."""
+    return float(stats.t.ppf(0.975, dof))
+
+
 def sampled(value: float, error: float, unit: str, n: int, **more: Any) -> Estimate:
     """A mean of `n` independent draws with the standard error `error`: Student's 95 % interval; with one draw it is unbounded."""
-    half = float(stats.t.ppf(0.975, n - 1)) * error if n > 1 else inf
+    half = _quantile(n - 1) * error if n > 1 else inf
     return Estimate(float(value), unit, float(error), float(value - half), float(value + half), "interval", n, **more)
 
 

@@ -87,7 +87,7 @@ class Scores:
         if not isinstance(output, Tensor) or not output.is_floating_point() or output.ndim < 2:
             return
         x = rows(output, self.most, unit=1 if output.ndim >= 4 else -1)  # four dimensions are images: a unit is a channel
-        total = torch.linalg.vector_norm(x, 1, dim=0, dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None)
+        total = x.abs().sum(0, dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
         before, count = self.sums.get(name, (torch.zeros_like(total), 0))
         if before.shape == total.shape:
             self.sums[name] = before + total, count + len(x)

@@ -115,8 +115,12 @@ class _Functions(TorchFunctionMode):
 def quiet(output: Any) -> Iterator[None]:
     """No graph, and no autocast, which would round the numbers of a probe."""
     device = output.device.type if isinstance(output, Tensor) else "cpu"
-    with torch.no_grad(), torch.autocast(device, enabled=False):
-        yield
+    with torch.no_grad():
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield
 
 
 def compiled(model: nn.Module) -> str | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from velodrome.probes.updates.motion import parameters
+from velodrome.probes.updates.motion import WIDE, parameters, part
 from velodrome.probes.updates.steps import MOMENTA
 
 
@@ -25,11 +25,11 @@ class Cosines:
     whole: float = math.nan
 
 
-def velocity_cosine(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> Cosines:
+def velocity_cosine(optimizer: torch.optim.Optimizer, model: nn.Module | None = None, *, every: int = 1) -> Cosines:
     r"""$\cos(g_t, m_{t-1})$ of each parameter's gradient at hand and the average of the earlier ones that the optimizer keeps.
 
     To be asked between the gradient and the update: afterwards the gradient is a part of the average. ValueError for an optimizer without a
-    momentum; use `cosine` on two successive gradients there.
+    momentum; use `cosine` on two successive gradients there. `every` k looks at each k-th row of matrices and filters.
     """
     params = parameters(optimizer, model)
     pairs = {
@@ -37,7 +37,7 @@ def velocity_cosine(optimizer: torch.optim.Optimizer, model: nn.Module | None = 
     }
     if not pairs and any(optimizer.state.get(p) for p in params.values()):
         raise ValueError(f"{type(optimizer).__name__} keeps no momentum: compare two successive gradients with cosine(before, now).")
-    return cosine({n: m for n, (_, m) in pairs.items()}, {n: g for n, (g, _) in pairs.items()})
+    return cosine({n: part(m, every) for n, (_, m) in pairs.items()}, {n: part(g, every) for n, (g, _) in pairs.items()})
 
 
 def velocity(state: dict[str, object], p: Tensor) -> Tensor | None:
@@ -55,9 +55,10 @@ def cosine(a: dict[str, Tensor], b: dict[str, Tensor]) -> Cosines:
     if not names:
         return Cosines()
     left, right = ([x[n].detach().reshape(-1) for n in names] for x in (a, b))
+    left = [x if x.dtype in WIDE else x.float() for x in left]
     right = [y.to(x.dtype) for x, y in zip(left, right, strict=True)]
-    dots = torch.stack([torch.dot(x, y).double() for x, y in zip(left, right, strict=True)])
-    norms = [torch.stack([n.double() for n in torch._foreach_norm(x)]) for x in (left, right)]
+    dots = torch.stack([torch.dot(x, y) for x, y in zip(left, right, strict=True)]).double()
+    norms = [torch.stack(torch._foreach_norm(x)).double() for x in (left, right)]
     length = float(norms[0].norm() * norms[1].norm())
     each = (dots / (norms[0] * norms[1])).tolist()  # 0/0 is NaN, as told
     return Cosines(dict(zip(names, each, strict=True)), float(dots.sum()) / length if length > 0 else math.nan)

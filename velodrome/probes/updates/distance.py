@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from velodrome.probes.estimate import Estimate, between, unidentified
-from velodrome.probes.updates.motion import WIDE, parameters
+from velodrome.probes.updates.motion import WIDE, parameters, part
 from velodrome.probes.updates.series import effective, line
 
 Law = Literal["log t", "sqrt t", "power of t"]
@@ -38,15 +38,15 @@ class Start:
         self.kept = {n: self._part(p).clone() for n, p in self.params.items()}
 
     def _part(self, p: Tensor) -> Tensor:
-        part = p.detach()[:: self.every] if p.ndim > 1 else p.detach()
-        return part if part.dtype in WIDE else part.float()
+        rows = part(p, self.every)
+        return rows.contiguous() if rows.dtype in WIDE else rows.float()
 
     @torch.no_grad()
     def distances(self) -> dict[str, float]:
         """Euclidean distance of every parameter from its start, in units of the parameter."""
         now = [self._part(p) for p in self.params.values()]
         norms = torch._foreach_norm(torch._foreach_sub(now, list(self.kept.values())))
-        shares = [math.sqrt(p.numel() / part.numel()) for p, part in zip(self.params.values(), now, strict=True)]
+        shares = [math.sqrt(p.numel() / x.numel()) for p, x in zip(self.params.values(), now, strict=True)]
         same = len({(x.dtype, x.device) for x in norms}) == 1
         lengths = torch.stack(list(norms)).tolist() if same else [float(x) for x in norms]
         return {n: length * share for n, length, share in zip(self.params, lengths, shares, strict=True)}

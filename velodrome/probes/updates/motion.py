@@ -42,24 +42,35 @@ class Motion:
 
 
 @contextmanager
-def motion(optimizer: torch.optim.Optimizer | nn.Module | Mapping[str, Tensor], model: nn.Module | None = None) -> Iterator[Motion]:
-    """The motion of the one step made inside, of an optimizer's parameters, a model's, or of named tensors; `model` only gives names.
+def motion(
+    optimizer: torch.optim.Optimizer | nn.Module | Mapping[str, Tensor], model: nn.Module | None = None, *, every: int = 1
+) -> Iterator[Motion]:
+    r"""The motion of the one step made inside, of an optimizer's parameters, a model's, or of named tensors; `model` only gives names.
 
-    Nothing is changed. Keeps one copy of the weights (float32 for narrower formats) while the step is made.
+    Nothing is changed. Keeps one copy of the weights (float32 for narrower formats) while the step is made. `every` k looks at each k-th row of matrices
+    and filters, in time and memory by k less, and scales the norms up: where rows are alike, that is off by some $1/\sqrt{2 n}$ for n numbers looked at.
     """
     params = parameters(optimizer, model)
-    moved, tensors = Motion(), [p.detach() for p in params.values()]
+    moved = Motion()
     with torch.no_grad():
-        kept = [p.clone() if p.dtype in WIDE else p.float() for p in tensors]
+        kept = [part(p, every).clone() if p.dtype in WIDE else part(p, every).float() for p in params.values()]
     yield moved
     with torch.no_grad():
-        now = [p if p.dtype in WIDE else p.float() for p in tensors]
+        now = [part(p, every) if p.dtype in WIDE else part(p, every).float() for p in params.values()]
+        now = [x.contiguous() for x in now]
         torch._foreach_sub_(kept, now)  # minus the change, in the memory of the copy
         sums = table(now, kept)
-    rows = [numbers(norm, -dot, change, p.numel()) for (norm, dot, change), p in zip(sums, tensors, strict=True)]
+    scales = [p.numel() / x.numel() for p, x in zip(params.values(), now, strict=True)]
+    sums = [[norm * k**0.5, dot * k, change * k**0.5] for (norm, dot, change), k in zip(sums, scales, strict=True)]
+    rows = [numbers(norm, -dot, change, p.numel()) for (norm, dot, change), p in zip(sums, params.values(), strict=True)]
     moved.numbers.update(zip(params, rows, strict=True))
     norm, change = (math.sqrt(sum(s[i] ** 2 for s in sums)) for i in (0, 2))
-    moved.whole.update(numbers(norm, -sum(s[1] for s in sums), change, sum(p.numel() for p in tensors)))
+    moved.whole.update(numbers(norm, -sum(s[1] for s in sums), change, sum(p.numel() for p in params.values())))
+
+
+def part(p: Tensor, every: int) -> Tensor:
+    """Each k-th row of a matrix or filter, a view; vectors whole."""
+    return p.detach()[::every] if every > 1 and p.ndim > 1 else p.detach()
 
 
 def parameters(source: torch.optim.Optimizer | nn.Module | Mapping[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
