@@ -35,7 +35,7 @@ def stdlib_gpt() -> Workload:
         loss=cross_entropy,
         metric=cross_entropy,
         metric_name="validation loss (nats per byte)",
-        targets=(2.35, 2.11),
+        targets=(2.35, 2.18, 2.09),
         steps=300,
         batch_size=BATCH,
         cost="13 s for 300 steps on one core",
