@@ -41,6 +41,11 @@ class Pass:
     squared: dict[str, Tensor] = field(default_factory=dict)
     inner: dict[str, Tensor] = field(default_factory=dict)
 
+    def given(self, x: Tensor) -> bool:
+        """Whether a tensor is one of the model's inputs that have examples, or a part of one."""
+        inputs = [t for t in tree_leaves(self.root.arguments) if isinstance(t, Tensor) and t.ndim and len(t) == len(x) == self.examples]
+        return any(t.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for t in inputs)
+
 
 class Observer:
     """Put on by `start`, taken off by `stop`; `passes` and `arrivals` (one dict of gradients' squared norms for each backward pass) hold what was seen."""
@@ -142,14 +147,16 @@ class Observer:
         again |= {name for name in late if late.count(name) > 1 or name in ruled}
         apart = []
         for call in seen.calls:
-            table = isinstance(call.module, nn.Embedding) and call.x.ndim == 1
+            # A table of positions has no examples, though as many rows may be asked for as there are; what comes out of the model's input has.
+            table = isinstance(call.module, nn.Embedding) and (call.x.ndim == 1 or len(call.x) == 1) and not seen.given(call.x)
             entry = graph.entry(call.node, seen.examples) if table else None
-            if entry is None and not call.examples:
-                again |= set(call.names.values())
-            if entry is not None:
+            if table:
                 call.examples = False
                 apart.append(call.node)
+            if entry is not None:
                 self.handles.append(listen(entry, partial(self._table, seen, call)))
+            elif not call.examples:
+                again |= set(call.names.values())
         for key, node in graph.leaves().items():
             name = self.names.get(key)
             if name is None:
@@ -170,8 +177,9 @@ class Observer:
 
     @torch.no_grad()
     def _table(self, seen: Pass, call: Call, d: Tensor) -> None:
-        b, t = seen.examples, len(call.x)
-        self._use(seen, call, call.x.expand(b, t), narrowed(d, (t, d.shape[-1])).view(b, t, -1))
+        rows = call.x.flatten()
+        d = narrowed(d, (len(rows), d.shape[-1])).view(seen.examples, len(rows), -1)
+        self._use(seen, call, rows.expand(seen.examples, -1), d)
 
     def _use(self, seen: Pass, call: Call, x: Tensor, d: Tensor) -> None:
         if x.is_floating_point() and x.dtype != d.dtype and d.element_size() < 4:

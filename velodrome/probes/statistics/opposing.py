@@ -112,7 +112,7 @@ def _gradient(objective: Objective) -> Tensor:
 
 @dataclass(frozen=True)
 class OpposingSignals:
-    r"""The solvable case: $y = b^\top x_s$ with Gaussian signal $x_s$, and one feature $x_o = \pm\alpha$ on a fraction p of the examples, which says nothing.
+    r"""The solvable case: $y = b^\top x_s$ with Gaussian signal $x_s$; a feature $x_o = \pm\alpha$ on a fraction p of the examples says nothing.
 
     A two-layer linear network $f = c^\top W x$ under half the squared error, balanced from a small start, has $\lVert c\rVert^2 = \lVert b\rVert$ once the
     signal is learned, and along $x_o$ the curvature $\lVert b\rVert\, p\, \alpha^2$: gradient descent is unstable there for rates above

@@ -1,5 +1,6 @@
 """Gradients of single examples for what no layer's rule covers: the module is run again on the same inputs, example by example under vmap."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ class Whole:
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
-        with ExitStack() as stack:
+        with ExitStack() as stack, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)  # slow is better than refused
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # fused attention has no batching rule
             if self.autocast is not None:
                 device, enabled, dtype = self.autocast
