@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from velodrome.optim.rule import is_sharded
 from velodrome.probes.edge.gauge import Verdict, verdict
 from velodrome.probes.edge.update import coming_update
 from velodrome.probes.estimate import Estimate, unidentified
@@ -70,7 +71,7 @@ def critical_sharpness(
     if not own_gradients and processes is None:
         with objective.ready():
             gradients = list(torch.autograd.grad(objective.mean(), params, materialize_grads=True))
-    with torch.no_grad(), moved(params) as move:
+    with torch.no_grad(), moved(objective) as move:
         walk = Walk(objective, move, processes, tol)
         if optimizer is not None:
             rates = {float(g["lr"]) for g in optimizer.param_groups if any(p is q for p in params for q in g["params"])}
@@ -90,8 +91,10 @@ def critical_sharpness(
 
 
 @contextmanager
-def moved(params: Sequence[Tensor]) -> Iterator[Callable[[Sequence[Tensor], float], None]]:
+def moved(objective: Objective) -> Iterator[Callable[[Sequence[Tensor], float], None]]:
     """A function that puts the parameters at a multiple of an update from where they were; afterwards they are back, bit for bit."""
+    forget(objective)
+    params = list(objective.params.values())
     old = [p.detach().clone() for p in params]
 
     def move(update: Sequence[Tensor], by: float) -> None:
@@ -103,7 +106,17 @@ def moved(params: Sequence[Tensor]) -> Iterator[Callable[[Sequence[Tensor], floa
     finally:
         for p, start in zip(params, old, strict=True):
             p.copy_(start)
-        torch.clear_autocast_cache()
+        forget(objective)
+
+
+def forget(objective: Objective) -> None:
+    """Drop copies of the weights that a forward pass left: autocast's in a coarser format, and what FSDP2 gathers for its outermost module."""
+    torch.clear_autocast_cache()
+    if any(is_sharded(p) for p in objective.params.values()):
+        for module in objective.model.modules():
+            reshard = getattr(module, "reshard", None)  # FSDPModule's, a class that would bring torch.distributed in
+            if callable(reshard):
+                reshard()
 
 
 class Walk:
@@ -125,7 +138,7 @@ class Walk:
     def loss(self) -> float:
         """The loss where the parameters are."""
         self.passes += 1
-        torch.clear_autocast_cache()  # inside a reader's autocast the weights of before would be taken again
+        forget(self.objective)
         with self.objective.ready(), torch.no_grad():
             mean = self.objective.mean().detach()
         self.format = mean.dtype
