@@ -7,12 +7,13 @@ c\,(\mathrm{tr}(H) H - H^2)$, where $c = 1/B$ for batches drawn with replacement
 $$\lambda_{\max}(1-c) + c\,\mathrm{tr}(H) \le 2/\eta$$
 
 which is $\mathrm{tr}(H) \le 2/\eta$ for single examples and gradient descent's $\lambda_{\max} \le 2/\eta$ for all of them. It suffices for stability;
-beyond it SGD may still be stable, unless the inputs are orthogonal (then it is exact). For the loss at single examples the trace condition is also
-necessary (Wu & Su 2023, https://arxiv.org/abs/2305.17490).
+beyond it SGD may still be stable, unless the inputs are orthogonal: then it is exact. Single examples leave a minimum, in their loss, whenever
+$\mathrm{tr}(H) > 2/\eta$ (Wu & Su 2023, https://arxiv.org/abs/2305.17490). Where examples differ in length the condition is too kind: $\mathrm{tr}(H)$
+must then be $\max_i \mathrm{tr}(H_i)$ to suffice (`experiments/sgd_leaves_minimum` has a case).
 
 **Frobenius condition.** A minimum that is linearly stable has $\|H\|_F \le O(\sqrt B/\eta)$ (Wu, Wang & Su 2022, NeurIPS 35, "The alignment property of
 SGD noise"): the noise is as large as the loss and lies where the Hessian does. Its constant is $1/\sqrt\mu$ with an alignment $\mu$ that is not
-measured here, so `frobenius` is shown with $\mu = 1$ and judges nothing.
+measured here, so `alignment` is shown with $\mu = 1$ and judges nothing.
 """
 
 from dataclasses import dataclass
