@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.probes.failures.watcher import Watcher, numbers, rows
+from velodrome.probes.failures.watcher import Watcher, host, numbers, rows
 from velodrome.probes.updates.motion import parameters
 
 UNITS = {
@@ -58,28 +58,33 @@ class Sizes:
 
     def __init__(self, watcher: Watcher, form: torch.dtype | None, most: int | None) -> None:
         self.form, self.most = form, most
-        self.calls: list[tuple[str, str, float, Tensor]] = []
+        self.calls: list[tuple[str, str, float, int]] = []
+        self.squares: list[Tensor] = []
+        self.extremes: list[Tensor] = []
+        self.near: list[Tensor | None] = []
         watcher.on_module(lambda m: not any(True for _ in m.children()), self.see)
 
     def see(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Note one call."""
+        """Note one call, in as few operations as there can be: on small layers it is their number that costs."""
         if not isinstance(output, Tensor) or not output.is_floating_point() or not output.numel():
             return
         limit = torch.finfo(self.form or output.dtype).max
-        x = rows(output, self.most)
-        wide = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-        square = torch.linalg.vector_norm(x, dtype=wide).square() / x.numel()
-        low, high = torch.aminmax(x)  # a tenth of the time of the norm of infinite order
-        largest = torch.maximum(-low, high).to(wide)
-        near = (x.abs() > limit / 2).float().mean() if limit < 1e6 else (largest > limit / 2) * math.nan
-        self.calls.append((name, type(module).__name__, limit, torch.stack([square, largest, near.to(wide)])))
+        x = rows(output, self.most).reshape(-1)
+        x = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+        self.calls.append((name, type(module).__name__, limit, x.numel()))
+        self.squares.append(torch.dot(x, x))
+        self.extremes += torch.aminmax(x)  # a tenth of the time of the norm of infinite order
+        self.near.append((x.abs() > limit / 2).float().mean() if limit < 1e6 else None)
 
     def fill(self, seen: Activations) -> None:
         """Bring the numbers to the host."""
-        found: dict[str, list[list[float]]] = defaultdict(list)
+        found: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
         limits = {}
-        for (name, kind, limit, _), call in zip(self.calls, numbers([c[3] for c in self.calls]), strict=True):
-            found[name].append(call)
+        squares, extremes = host(self.squares), host(self.extremes)
+        for i, ((name, kind, limit, size), near) in enumerate(zip(self.calls, self.near, strict=True)):
+            ends = [abs(x) for x in extremes[2 * i : 2 * i + 2]]
+            largest = math.nan if any(math.isnan(x) for x in ends) else max(ends)
+            found[name].append((squares[i] / size, largest, math.nan if near is None else float(near)))
             seen.kinds[name], limits[name] = kind, limit
         for name, calls in found.items():
             largest = max((c[1] for c in calls), key=lambda x: math.inf if math.isnan(x) else x)

@@ -76,12 +76,13 @@ class Scores:
         watcher.on_function([torch.softmax, F.softmax, Tensor.softmax], self.softmax)
         watcher.on_module(lambda m: isinstance(m, nn.MultiheadAttention), self.multihead)
 
-    def chosen(self, size: int, most: int | None, device: torch.device) -> Tensor:
-        """Evenly spaced places, the last one always."""
+    def chosen(self, size: int, most: int | None) -> slice:
+        """Evenly spaced places, at most so many, the last one always."""
         if most is None or size <= most:
-            return torch.arange(size, device=device)
+            return slice(None)
         self.sampled = True
-        return torch.arange(most, device=device) * size // most + (size - 1 - (most - 1) * size // most)
+        stride = -(-size // most)
+        return slice((size - 1) % stride, None, stride)
 
     def fused(self, name: str, args: Any, kwargs: Any, output: Any) -> None:
         """F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)."""
@@ -93,16 +94,18 @@ class Scores:
 
     def note(self, name: str, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> None:
         """Scores of some queries with all keys; q (…, H, L, K) and k (…, H or fewer, S, K)."""
-        places = self.chosen(q.shape[-2], self.queries, q.device)
+        places = self.chosen(q.shape[-2], self.queries)
         q, k = (x.reshape(-1, *x.shape[-3:]) if x.ndim > 3 else x.unsqueeze(0) for x in (q, k))
-        some = self.chosen(q.shape[0], self.examples, q.device)
+        some = self.chosen(q.shape[0], self.examples)
         whole, length, keys = q.shape[0], q.shape[-2], k.shape[-2]
         q, k = q[some][:, :, places].float(), k[some].float()
         if k.shape[1] != q.shape[1]:
             k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
         scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
         if causal:
-            scores = scores.masked_fill(torch.arange(keys, device=q.device) > places[:, None], -math.inf)
+            scores = scores.masked_fill(
+                torch.arange(keys, device=q.device) > torch.arange(length, device=q.device)[places, None], -math.inf
+            )
         if mask is not None:
             full = mask.detach().expand(*mask.shape[:-2], length, keys)
             full = full.reshape(-1, *full.shape[-3:]) if full.ndim > 3 else full
@@ -115,8 +118,8 @@ class Scores:
         scores = (args[0] if args else kwargs["input"]).detach()
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         if scores.ndim == 4 and dim in (-1, 3) and scores.is_floating_point():
-            places = self.chosen(scores.shape[2], self.queries, scores.device)
-            self.count(name, scores[self.chosen(scores.shape[0], self.examples, scores.device)][:, :, places].float())
+            places, some = self.chosen(scores.shape[2], self.queries), self.chosen(scores.shape[0], self.examples)
+            self.count(name, scores[some, :, places].float())
 
     def multihead(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """nn.MultiheadAttention, whose own computation no function of ours sees: queries and keys are projected once more."""

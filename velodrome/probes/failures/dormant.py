@@ -88,9 +88,10 @@ class Scores:
             return
         x = rows(output, self.most, unit=1 if output.ndim >= 4 else -1)  # four dimensions are images: a unit is a channel
         total = x.abs().sum(0, dtype=torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype)
-        before, count = self.sums.get(name, (torch.zeros_like(total), 0))
-        if before.shape == total.shape:
-            self.sums[name] = before + total, count + len(x)
+        if (before := self.sums.get(name)) is None:
+            self.sums[name] = total, len(x)
+        elif before[0].shape == total.shape:
+            self.sums[name] = before[0] + total, before[1] + len(x)
 
     def fill(self, seen: Dormant) -> None:
         """Bring the numbers to the host."""

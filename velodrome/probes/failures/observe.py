@@ -35,7 +35,7 @@ class Seen:
 
 @contextmanager
 def observe(
-    model: nn.Module, signs: Sequence[Sign] = SIGNS, *, most: int | None = 256, tau: float = 0.025, form: torch.dtype | None = None
+    model: nn.Module, signs: Sequence[Sign] = SIGNS, *, most: int | None = 128, tau: float = 0.025, form: torch.dtype | None = None
 ) -> Iterator[Seen]:
     """The signs of the forward passes made inside, from at most `most` evenly spaced examples and positions of each layer (None: all).
 

@@ -143,6 +143,14 @@ def rows(x: Tensor, most: int | None, unit: int = -1) -> Tensor:
     return x[:: -(-x.shape[0] // most)]
 
 
+def host(scalars: Sequence[Tensor]) -> list[float]:
+    """0-d tensors as numbers, with one wait where they are of one kind."""
+    if len({(x.dtype, x.device) for x in scalars}) != 1:
+        return [float(x) for x in scalars]
+    values: list[float] = torch.stack(list(scalars)).tolist()
+    return values
+
+
 def numbers(tensors: Sequence[Tensor]) -> list[list[float]]:
     """Small tensors of any length as lists, with one wait for each device."""
     if not tensors:
