@@ -53,21 +53,31 @@ class Curvature(Operator):
 
     def product(self, v: Tensor) -> Tensor:
         """The weighted sum of the batches' products."""
-        return self.block(v.unsqueeze(1)).squeeze(1)
+        return self._columns([v])[0]
 
     def block(self, V: Tensor) -> Tensor:
-        """The products of all columns; each trace is made once where it is not kept."""
+        """The products of all columns, one after the other; each trace is made once where it is not kept.
+
+        Together (`is_grads_batched`) they take longer on a CPU, and not every layer can.
+        """
+        return torch.stack(self._columns(list(V.unbind(1))), dim=1)
+
+    def _columns(self, columns: list[Tensor]) -> list[Tensor]:
         self.check_current()
-        columns = [self._pieces(v) for v in V.unbind(1)]
-        totals: list[Tensor | None] = [None] * len(columns)
+        asked = [self._pieces(v) for v in columns]
+        totals: list[Tensor] = []
         for i, batch in enumerate(self.objective.batches):
             weight = examples(batch) / self.objective.examples
             trace = self.traces[i] if self.traces is not None else self._traced(batch)
-            for j, pieces in enumerate(columns):
+            for j, pieces in enumerate(asked):
                 with told(self):
                     found = torch.cat([x.detach().flatten().to(self.dtype) for x in self.apply(trace, pieces)])
-                totals[j] = found * weight if totals[j] is None else totals[j].add_(found, alpha=weight)  # type: ignore[union-attr]
-        return torch.stack([t for t in totals if t is not None], dim=1)
+                found = found if weight == 1 else found.mul_(weight)  # a pass over memory is a tenth of a small net's product
+                if i:
+                    totals[j].add_(found)
+                else:
+                    totals.append(found)
+        return totals
 
     def on(self, which: Sequence[int]) -> "Curvature":
         """The block of some of this operator's parameters, given by their places: shares the traces, and differentiates no more than it needs."""
