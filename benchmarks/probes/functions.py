@@ -21,7 +21,7 @@ from velodrome.probes.functions.jacobian import Tangent
 from velodrome.probes.functions.ntk import ntk, ntk_sketch
 from velodrome.probes.objective import Objective
 
-FAMILY, DRAWS = "functions", 64
+FAMILY, DRAWS, SEEDS = "functions", 64, 12
 
 
 def contraction(task: Task) -> Tensor:
@@ -106,14 +106,18 @@ def sketched() -> list[Bar]:
     task = mlp(batch=32)
     objective = Objective(task.model, cross_entropy, task.batch)
     truth, bars = ntk(objective, "trace").matrix.double(), []
+    away = ~torch.eye(len(truth), dtype=torch.bool)
     for over in ("parameters", "outputs"):
-        found = ntk_sketch(objective, "trace", draws=DRAWS, over=over)
-        assert found.error is not None
-        named, away = f"MLP B=32, trace kernel by {DRAWS} draws over {over}", ~torch.eye(len(truth), dtype=torch.bool)
-        own = float(((found.matrix - truth) / found.error)[away].square().mean().sqrt())
+        errors, own = [], []
+        for seed in range(SEEDS):  # the entries of one sketch err together
+            found = ntk_sketch(objective, "trace", draws=DRAWS, over=over, seed=seed)
+            assert found.error is not None
+            errors.append(float((found.matrix - truth).norm() / truth.norm()))
+            own.append(float(((found.matrix - truth) / found.error)[away].square().mean()))
+        named = f"MLP B=32, trace kernel by {DRAWS} draws over {over}"
         bars += [
-            Bar(FAMILY, f"{named}, error", float((found.matrix - truth).norm() / truth.norm()), "relative, Frobenius"),
-            Bar(FAMILY, f"{named}, error over its own standard error", own, "rms", (0.8, 1.3)),
+            Bar(FAMILY, f"{named}, error", sum(errors) / SEEDS, "relative, Frobenius"),
+            Bar(FAMILY, f"{named}, error over its own standard error", (sum(own) / SEEDS) ** 0.5, "rms", (0.7, 1.4)),
         ]
     return bars
 

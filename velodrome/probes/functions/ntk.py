@@ -43,7 +43,7 @@ class Kernel:
 def ntk(objective: Objective, outputs: Outputs = "all", *, memory: int = MEMORY) -> Kernel:
     r"""$K_{(i,k),(j,l)} = \langle \partial f_k(x_i)/\partial\theta,\ \partial f_l(x_j)/\partial\theta \rangle$: exact, in the weights' dtype.
 
-    Linear layers with 2-d inputs, also shared ones, add $(A A^\top) \odot (\Delta \Delta^\top)$ and nothing of the size of the weights is made; all other
+    Linear layers with 2-d inputs, also shared ones, add $(A A^\top) \odot (\Delta \Delta^\top)$ and no gradient of an example is made; all other
     parameters go by Jacobians of single examples, in blocks so that about `memory` bytes (default 1 GiB) are held beside the kernel; the more
     blocks, the more often Jacobians are made again. Cost: one forward pass and c backward passes ("sum": one), and the product of the rows.
     ValueError where an example has no outputs of its own (BatchNorm in training mode, dropout).
