@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from velodrome.probes.spectra.lanczos import orthogonal_steps
+
 
 class Eigen(NamedTuple):
     """`value` in units of the loss over the parameter squared; an eigenvalue is no farther from it than `residual`; Hessian-vector `products` taken."""
@@ -53,23 +55,10 @@ def sharpness(
 
 def lanczos(product: Callable[[Tensor], Tensor], start: Tensor, iters: int, tol: float) -> Eigen:
     """The largest eigenvalue of the symmetric operator `product`."""
-    basis, diagonal, beside = [start / start.norm()], list[float](), list[float]()
-    value, residual = 0.0, float("inf")
-    for k in range(1, min(iters, len(start)) + 1):
-        w = product(basis[-1])
-        diagonal.append(float(w @ basis[-1]))
-        for _ in range(2):  # twice is enough (Kahan): once leaves rounding errors that grow
-            known = torch.stack(basis)
-            w = w - known.T @ (known @ w)
-        matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
-        if beside:
-            off = torch.tensor(beside, dtype=torch.float64)
-            matrix = matrix + torch.diag(off, 1) + torch.diag(off, -1)
-        values, vectors = torch.linalg.eigh(matrix)
-        size = float(w.norm())
-        value, residual = float(values[-1]), abs(size * float(vectors[-1, -1]))
-        if residual <= tol * abs(value) or size <= 1e-12 * max(1.0, abs(value)):
-            return Eigen(value, residual, True, k)
-        basis.append(w / size)
-        beside.append(size)
-    return Eigen(value, residual, False, len(diagonal))
+    found = Eigen(0.0, float("inf"), False, 0)
+    for chain, _ in orthogonal_steps(product, start, iters):
+        value, residual = float(chain.nodes[-1]), float(chain.residuals[-1])
+        found = Eigen(value, residual, residual <= tol * abs(value) or chain.broke, len(chain.diagonal))
+        if found.converged:
+            break
+    return found
