@@ -107,4 +107,5 @@ with claim("information_plane"):
     )
     g = gaps["30 bins"]
     more = sampled(float(g.mean()), float(g.std(ddof=1)) / len(g) ** 0.5, "bit", len(g)).low > 0
-    print(f"\nunder binning tanh compresses more than ReLU: {more}")  # disputed: either answer is a result, and the page says which
+    print(f"\nunder binning tanh compresses more than ReLU: {more}")
+    raise SystemExit(not more)
