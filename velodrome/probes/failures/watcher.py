@@ -22,8 +22,8 @@ class Watcher:
     """Handlers for modules and for functions, together over one or more forward passes: `with watcher.watching(): model(x)`."""
 
     def __init__(self, model: nn.Module, inside: bool = True) -> None:
-        self.model = model
-        if inside and (name := compiled(model)) is not None:
+        self.model, self.named = model, list(model.named_modules())
+        if inside and (name := compiled(self.named)) is not None:
             raise ValueError(
                 f"{name or 'the model'} is compiled, and compiled code runs past the hooks of a probe: look at the plain model "
                 "(`model._orig_mod`, or the one that was given to torch.compile) on a batch."
@@ -46,7 +46,7 @@ class Watcher:
         """The hooks are on inside."""
         hooks = []
         try:
-            for name, module in self.model.named_modules():
+            for name, module in self.named:
                 handlers = [handler for chosen, handler in self.modules if chosen(module)]
                 if self.functions:
                     hooks.append(module.register_forward_pre_hook(self._enter(name)))
@@ -75,10 +75,8 @@ class Watcher:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if self.functions:
                 self._path.pop()
-            if handlers and output is not None:
-                with quiet(output):
-                    for handler in handlers:
-                        handler(name, module, args, kwargs, output)
+            for handler in handlers:
+                quietly(handler, output, name, module, args, kwargs)
 
         return hook
 
@@ -106,26 +104,26 @@ class _Functions(TorchFunctionMode):
         handler = self.watcher.functions.get(function)
         output = function(*args, **(kwargs or {}))
         if handler is not None and self.watcher.inside:
-            with quiet(output):
-                handler(self.watcher.called(function), args, kwargs or {}, output)
+            quietly(handler, output, self.watcher.called(function), args, kwargs or {})
         return output
 
 
-@contextmanager
-def quiet(output: Any) -> Iterator[None]:
-    """No graph, and no autocast, which would round the numbers of a probe."""
+def quietly(handler: Callable[..., None], output: Any, *given: Any) -> None:
+    """Call a handler without a graph, and without autocast, which would round the numbers of a probe; not when the pass has failed."""
+    if output is None:
+        return
     device = output.device.type if isinstance(output, Tensor) else "cpu"
     with torch.no_grad():
         if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):
-                yield
+                handler(*given, output)
         else:
-            yield
+            handler(*given, output)
 
 
-def compiled(model: nn.Module) -> str | None:
+def compiled(named: Sequence[tuple[str, nn.Module]]) -> str | None:
     """The name of a part that torch.compile has compiled; None if there is none."""
-    for name, module in model.named_modules():
+    for name, module in named:
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             return name
     return None
