@@ -102,6 +102,19 @@ def test_a_loss_that_is_linear_in_the_outputs_has_none():
     assert not (gauss_newton(objective) @ torch.ones(sum(p.numel() for p in model.parameters()))).any()
 
 
+def test_a_recorded_way_forward_gives_the_same_products():
+    model, (x, y) = tokens()
+    objective = Objective(model, cross_entropy, (x, y))
+    G, R = gauss_newton(objective), gauss_newton(objective, linearized=True)
+    V = torch.randn(G.n, 2).double()
+    assert (R @ V - G @ V).norm() <= 1e-13 * (G @ V).norm()
+    part = block(R, "norm.*")
+    assert (part @ V[: part.n] - block(G, "norm.*") @ V[: part.n]).norm() <= 1e-13 * (part @ V[: part.n]).norm()
+    model, batch = classes()
+    with pytest.raises(ValueError, match="keeps statistics"):
+        gauss_newton(Objective(model, cross_entropy, batch, mode="train"), linearized=True)
+
+
 def test_batches_count_by_their_examples():
     model, (x, y) = classes()
     parts = [(x[:6], y[:6]), (x[6:], y[6:])]
