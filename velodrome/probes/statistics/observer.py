@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._pytree import tree_leaves
 
 from velodrome.probes.statistics.paths import Graph, listen, narrowed
-from velodrome.probes.statistics.uses import Placed, Use, least, rule, squared_norm, together
+from velodrome.probes.statistics.uses import Placed, Rule, Use, least, rule, squared_norm, together
 from velodrome.probes.statistics.whole import Whole
 from velodrome.probes.undisturbed import undisturbed
 
@@ -21,6 +21,7 @@ class Call:
     """One call of a layer with a rule; `node` is autograd's node of its output, `examples` says whether its input has them in front."""
 
     module: nn.Module
+    rule: Rule
     names: dict[str, str]  # of its parameters: inside -> full
     x: Tensor
     y: Tensor | None
@@ -66,13 +67,15 @@ class Observer:
         """Put the hooks on."""
         apart = {id(c) for m in self.model.modules() if is_unit(m) for c in m.modules() if c is not m}
         for title, module in self.model.named_modules():
-            if id(module) in apart or not self._own(module, is_unit(module)):
+            own = {} if id(module) in apart else self._own(module, is_unit(module))
+            if not own:
                 continue
             hook: Any = None
-            if rule(module) is not None and not is_unit(module):
-                hook = self._called
+            made = rule(module)
+            if made is not None and not is_unit(module):
+                hook = partial(self._called, made, own)
             elif is_unit(module) or not any(True for _ in module.children()):
-                hook = partial(self._called_whole, title or type(module).__name__)
+                hook = partial(self._called_whole, title or type(module).__name__, own)
             if hook is not None:  # first of the module's hooks: another may change the output
                 self.handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=True))
         self.handles.append(self.model.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -97,23 +100,25 @@ class Observer:
         root = Whole(module, "the model", {}, (args, kwargs), None, first.shape[0], 0, autocast(first))
         self.now = Pass(first.shape[0], root)
 
-    def _called(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+    def _called(self, made: Rule, own: dict[str, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
         if self.now is None or not y.requires_grad:
             return
         x = args[0] if args else kwargs["input"]
         whole = x.ndim >= least(module) and y.shape[0] == x.shape[0] == self.now.examples
-        call = Call(module, self._own(module, False), x.detach(), y, y.grad_fn, whole)
+        call = Call(module, made, own, x.detach(), y, y.grad_fn, whole)
         self.now.calls.append(call)
         self.now.inside[y.grad_fn] = [x.grad_fn]
         y.register_hook(partial(self._delta, self.now, call))
 
-    def _called_whole(self, title: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> None:
+    def _called_whole(
+        self, title: str, own: dict[str, str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any
+    ) -> None:
         outputs = [t for t in tree_leaves(y) if isinstance(t, Tensor)]
         if self.now is None or not any(t.requires_grad for t in outputs):
             return
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         dim = 0 if getattr(module, "batch_first", True) else 1
-        names = {full: inside for inside, full in self._own(module, is_unit(module)).items()}
+        names = {full: inside for inside, full in own.items()}
         detached = [t.detach() for t in outputs]
         used = Whole(module, title, names, (args, kwargs), detached, self.now.examples, dim, autocast(outputs[0]))
         self.now.late.append(used)
@@ -184,9 +189,7 @@ class Observer:
     def _use(self, seen: Pass, call: Call, x: Tensor, d: Tensor) -> None:
         if x.is_floating_point() and x.dtype != d.dtype and d.element_size() < 4:
             x = x.to(d.dtype)  # autocast: what the layer's product saw
-        made = rule(call.module)
-        assert made is not None
-        for inside, use in made(call.module, wide(x), wide(d)).items():
+        for inside, use in call.rule(call.module, wide(x), wide(d)).items():
             name = call.names.get(inside)
             if name is not None and name not in seen.root.names:
                 seen.waiting.setdefault(name, []).append(use)

@@ -194,8 +194,10 @@ def dots(a: Tensor, b: Tensor) -> Tensor:
 
 
 def squared_norm(x: Tensor) -> Tensor:
-    """The sum of squares of a whole tensor in float64, without a copy of it in float64."""
+    """The sum of squares of a whole tensor: parts in its own precision, which is exact enough for them, and their sums in float64."""
     flat = (x.to_dense() if x.is_sparse else x).flatten()
+    if len(flat) <= 1 << 18:
+        return torch.dot(flat, flat)
     return torch.stack([torch.dot(part, part) for part in flat.split(1 << 18)]).double().sum()
 
 
@@ -257,7 +259,7 @@ class Several:
 def linear(module: nn.Linear, x: Tensor, d: Tensor) -> dict[str, Use]:
     """Weight and bias."""
     x, d = x.reshape(len(x), -1, x.shape[-1]), d.reshape(len(d), -1, d.shape[-1])
-    return {"weight": Outer(x, d), "bias": Direct(d.sum(1))}
+    return {"weight": Outer(x, d), "bias": Direct(d.sum(1) if d.shape[1] > 1 else d)}
 
 
 def embedding(module: nn.Embedding, x: Tensor, d: Tensor) -> dict[str, Use]:
