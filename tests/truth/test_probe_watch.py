@@ -137,7 +137,9 @@ def same(build, needed=("gradient", "update"), **how):
 def test_a_watched_run_is_the_unwatched_one_bit_for_bit(name, way):
     if name == "lbfgs" and way == "told":
         pytest.skip("its gradients are made inside the step")
-    same(OPTIMIZERS[name], way=way, zero=False)
+    every = ("gradient", "update", "losses", "layers", "noise", "sharpness")
+    needed = every if name in ("sgd", "adamw", "groups") else every[:4] if name != "lbfgs" else every[:2]
+    same(OPTIMIZERS[name], needed, way=way, zero=False, steps=100)
 
 
 @pytest.mark.parametrize("way", ["hooks", "told"])
@@ -183,6 +185,83 @@ def test_the_numbers_are_those_of_the_step():
     checked = [(r.value, float(truth[r.step][r.name])) for r in seen.rows if r.name in truth[0]]
     assert len(checked) >= 8
     assert all(abs(a - b) <= 1e-10 * abs(b) for a, b in checked), checked
+
+
+@pytest.mark.parametrize("way", ["hooks", "told"])
+def test_the_noise_scale_is_that_of_a_loop_over_examples(way):
+    """Of the steps that were looked at, in float64; the weights stand still, so that the gradient is far from zero in all of them."""
+    torch.manual_seed(0)
+    model, criterion, clock, pairs = nn.Linear(6, 3).double(), nn.CrossEntropyLoss(), Clock(), {}
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    each, twin = nn.CrossEntropyLoss(reduction="none"), copy.deepcopy(model)
+    with watch(model, optimizer, 1.0, loss=criterion, probes=["noise"], clock=clock) as seen:
+        for i in range(120):
+            x, _ = data(i)
+            x, y = x[:12].double() + 0.5, torch.zeros(12, dtype=torch.long)
+            rows = [
+                torch.cat([g.flatten() for g in torch.autograd.grad(v, twin.parameters(), retain_graph=True)]) for v in each(twin(x), y)
+            ]
+            squares, mean = torch.stack(rows).square().sum(1).mean(), torch.stack(rows).mean(0).square().sum()
+            pairs[i] = (12 / 11 * (squares - mean), (12 * mean - squares) / 11)
+            loss = criterion(model(x), y)
+            loss.backward()
+            clock.now += 1
+            if way == "told":
+                seen.step(loss=loss, batch=(x, y))
+            optimizer.step()
+            optimizer.zero_grad()
+    found = [r for r in seen.rows if r.name == "noise/scale"]
+    assert len(found) >= 8
+    steps = [r.step for r in found]
+    truth = float(sum(pairs[t][0] for t in steps) / sum(pairs[t][1] for t in steps))
+    assert abs(found[-1].value - truth) < 1e-9 * truth
+    assert found[-1].estimate.low < truth < found[-1].estimate.high
+    shared = [r for r in seen.rows if r.name == "noise/coherence"][-1]
+    assert abs(shared.value - 1 / (1 + truth)) < 1e-9
+    assert shared.estimate.low < shared.value < shared.estimate.high
+
+
+def test_a_spike_of_the_loss_is_named_with_its_step_though_nobody_looked_at_it():
+    model, clock = network(), Clock()
+    optimizer = SGD(model)
+    seen = watch(model, optimizer, 1.0, probes=["losses"], clock=clock)
+    for i in range(120):
+        x, y = data(i)
+        nn.functional.cross_entropy(model(x), y).backward()
+        clock.now += 1
+        seen.step(loss=torch.tensor(9.0 if i == 77 else 1.0 + 0.01 * (i % 5)))
+        optimizer.step()
+        optimizer.zero_grad()
+    seen.close()
+    spikes = [r for r in seen.rows if r.name == "losses/spike"]
+    assert len(spikes) == 1
+    assert spikes[0].estimate.note == "step 77: loss 9, usually 1.02"
+    assert 77 not in {r.step for r in seen.rows}
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loop_that_our_hooks_do_not_understand_is_not_stopped_by_them(parts):
+    """Twice backward through one forward pass, or once through each of two."""
+
+    def run(watched):
+        model, clock = network(), Clock()
+        optimizer = SGD(model)
+        seen = watch(model, optimizer, 1.0, probes=["noise"], clock=clock) if watched else None
+        for i in range(40):
+            x, y = data(i)
+            outputs = [model(x) for _ in range(parts)]
+            for z in (outputs[0], outputs[-1]):
+                nn.functional.cross_entropy(z, y).backward(retain_graph=True)
+            clock.now += 1
+            optimizer.step()
+            optimizer.zero_grad()
+        return state(model, optimizer), seen
+
+    plain, watched = run(False), run(True)
+    assert plain[0] == watched[0]
+    whys = {1: "two backward passes went through one forward pass", 2: "the gradient of a step comes from several passes: tell the steps"}
+    assert len(watched[1].log) == 1
+    assert f"given up: ValueError: {whys[parts]}" in watched[1].log[0][2]
 
 
 class Broken(Probe):

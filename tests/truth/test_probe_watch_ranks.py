@@ -4,6 +4,7 @@ import json
 import traceback
 import warnings
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def run(spread: Any, own: slice, watched: bool, rank: int = 0, build: Any = None
         seen = watch(outer, optimizer, 0.3, loss=cross_entropy, probes=quick(), clock=clock)
     for i in range(80):
         g = torch.Generator().manual_seed(i)
-        x, y = torch.randn(32, 6, generator=g, dtype=torch.float64), torch.randint(3, (32,), generator=g)
+        x, y = torch.randn(16, 6, generator=g, dtype=torch.float64), torch.randint(3, (16,), generator=g)
         optimizer.zero_grad()
         loss = cross_entropy(outer(x[own]), y[own]).mean()
         loss.backward()
@@ -71,7 +72,8 @@ def told(seen: Watch | None) -> dict[str, Any]:
     first: dict[str, tuple[int, float | None, str]] = {}
     for r in seen.rows:
         first.setdefault(r.name, (r.step, r.plain()["value"], r.estimate.note))
-    return {"at": [(r.step, r.name.split("/")[0]) for r in seen.rows], "first": first, "log": seen.log}
+    noise = [(r.step, r.plain()["value"]) for r in seen.rows if r.name == "noise/smoothed"]
+    return {"noise": noise, "at": [(r.step, r.name.split("/")[0]) for r in seen.rows], "first": first, "log": seen.log}
 
 
 def work(rank: int, folder: str) -> None:
@@ -81,7 +83,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60))
-    half, found = slice(16 * rank, 16 * rank + 16), {}
+    half, found = slice(8 * rank, 8 * rank + 8), {}
     mesh = init_device_mesh("cpu", (2,))
 
     def shard(model: nn.Module) -> nn.Module:
@@ -132,18 +134,23 @@ def test_numbers_of_shards_and_replicas_are_those_of_one_process(found, way, nam
         assert abs(value - truth) <= 1e-9 * abs(truth), (step, value, truth)
 
 
+@cache
 def truths() -> dict[str, dict[int, float]]:
     """Of every step, by hand."""
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     out: dict[str, dict[int, float]] = {
-        n: {} for n in ("gradient/norm", "update/relative", "update/angle", "update/norm", "update/outward")
+        n: {} for n in ("trace", "squared", "gradient/norm", "update/relative", "update/angle", "update/norm", "update/outward")
     }
     for i in range(80):
         g = torch.Generator().manual_seed(i)
-        x, y = torch.randn(32, 6, generator=g, dtype=torch.float64), torch.randint(3, (32,), generator=g)
+        x, y = torch.randn(16, 6, generator=g, dtype=torch.float64), torch.randint(3, (16,), generator=g)
         optimizer.zero_grad()
-        cross_entropy(model(x), y).mean().backward()
+        losses = cross_entropy(model(x), y)
+        rows = [torch.cat([g.flatten() for g in torch.autograd.grad(v, model.parameters(), retain_graph=True)]) for v in losses]
+        squares, mean = torch.stack(rows).square().sum(1).mean(), torch.stack(rows).mean(0).square().sum()
+        out["trace"][i], out["squared"][i] = float((squares - mean) * 16 / 15), float((16 * mean - squares) / 15)
+        losses.mean().backward()
         before = torch.cat([p.detach().flatten() for p in model.parameters()])
         out["gradient/norm"][i] = float(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
         optimizer.step()
@@ -156,10 +163,23 @@ def truths() -> dict[str, dict[int, float]]:
     return out
 
 
+def test_the_noise_scale_of_replicas_is_that_of_all_their_examples(found):
+    """Moving averages over the steps that were looked at, by hand from single gradients of the whole batch."""
+    truth = truths()
+    for one in found:
+        looked = sorted({step for step, name in one["ddp"]["at"] if name == "noise"})
+        values, trace, squared = dict(one["ddp"]["noise"]), 0.0, 0.0
+        for step in looked:
+            trace, squared = 0.95 * trace + 0.05 * truth["trace"][step], 0.95 * squared + 0.05 * truth["squared"][step]
+            if squared > 0:
+                assert abs(values[step] - trace / squared) <= 1e-7 * trace / squared
+        assert len(looked) >= 3
+
+
 def test_what_is_not_exact_with_shards_is_refused_by_name_and_what_is_local_is_labelled(found):
     for rank, one in enumerate(found):
         refused = {name: why for _, name, why in one["fsdp"]["log"]}
         assert "sharded (FSDP2), and another forward pass would leave them gathered" in refused["layers"]
         assert "sharded (FSDP2), and second derivatives of shards are not exact" in refused["sharpness"]
         for name in ("layers/log_z", "sharpness/ratio"):
-            assert f"of process {rank}'s 16 examples" in one["ddp"]["first"][name][2]
+            assert f"of process {rank}'s 8 examples" in one["ddp"]["first"][name][2]

@@ -55,7 +55,8 @@ class Watch:
         start: int,
         clock: Callable[[], float],
     ):
-        self.model, self.optimizer, self.account, self.t, self._shown = plain(model), optimizer, account, start, view
+        self.model, self.optimizer, self.account, self.t = plain(model), optimizer, account, start
+        self._shown = {**view, "compiled": hasattr(model, "_orig_mod")}
         self.probes = {p.name: p for p in probes}
         self.params = trained(self.model, optimizer)
         self.ranks = Ranks(model)

@@ -1,6 +1,7 @@
 """The gradient noise scale while a run trains: from the loop's own backward pass where hooks see it, else from a pass of its own."""
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import isfinite
 from typing import Any
 
@@ -8,10 +9,72 @@ import torch
 from torch import Tensor
 
 from velodrome.probes.estimate import Estimate, between, unidentified
-from velodrome.probes.statistics.ghost import ExampleNorms, Seen, example_norms, gradient_norms
+from velodrome.probes.objective import chosen
+from velodrome.probes.statistics.ghost import ExampleNorms, gathered, gradient_norms
 from velodrome.probes.statistics.noise_scale import GradientNoise
+from velodrome.probes.statistics.observer import Observer
 from velodrome.probes.watching.passes import noted
 from velodrome.probes.watching.probe import Probe, View
+
+TELL = "tell the steps, seen.step(loss=loss, batch=(inputs, targets))"
+
+
+class Forgiving(Observer):
+    """Put around the loop's own passes, which an error of ours must not end: the first one is kept for later, and nothing more is seen."""
+
+    error: Exception | None = None
+
+    def _try(self, see: Callable[..., None], *given: Any) -> None:
+        if self.error is None:
+            try:
+                see(*given)
+            except Exception as error:
+                self.error = error
+
+    def _enter(self, *given: Any) -> None:
+        self._try(super()._enter, *given)
+
+    def _called(self, *given: Any) -> None:
+        self._try(super()._called, *given)
+
+    def _called_whole(self, *given: Any) -> None:
+        self._try(super()._called_whole, *given)
+
+    def _leave(self, *given: Any) -> None:
+        self._try(super()._leave, *given)
+
+    def _delta(self, *given: Any) -> None:
+        self._try(super()._delta, *given)
+
+    def _table(self, *given: Any) -> None:
+        self._try(super()._table, *given)
+
+    def _placed(self, *given: Any) -> None:
+        self._try(super()._placed, *given)
+
+    def _arrived(self, *given: Any) -> None:
+        self._try(super()._arrived, *given)
+
+    def norms(self) -> ExampleNorms:
+        """Of the one pass that was seen."""
+        if self.error is not None:
+            raise self.error
+        if not self.arrivals:
+            raise RuntimeError("no gradient passed through the model")
+        if len(self.arrivals) > 1 or len([p for p in self.passes if p.squared]) > 1:
+            raise ValueError(f"the gradient of a step comes from several passes: {TELL}.")
+        self.finish()
+        return gathered(self, float(self.passes[-1].examples))
+
+
+@contextmanager
+def observing(observer: Observer) -> Iterator[None]:
+    """The hooks are on inside."""
+    observer.start()
+    try:
+        yield
+    finally:
+        observer.stop()
 
 
 class Noise(Probe):
@@ -26,24 +89,25 @@ class Noise(Probe):
 
     def __init__(self) -> None:
         self.noise = GradientNoise()
-        self.seen: Seen | None = None
+        self.seen: Forgiving | None = None
         self.checked = False
 
     def around(self, view: View) -> AbstractContextManager[Any] | None:
-        """The hooks of `example_norms` for one step."""
+        """The hooks of `statistics.ghost`, for one step."""
         if view.told:
             return None
-        stack = ExitStack()
-        self.seen = stack.enter_context(example_norms(view.model))
-        return stack
+        if view.compiled:
+            raise ValueError(f"the model is compiled, and its layers are not seen: {TELL}.")
+        self.seen = Forgiving(view.model, chosen(view.model, None), inner=False)
+        return observing(self.seen)
 
     def measure(self, view: View) -> dict[str, Estimate]:
         """Add this step's, and tell what all looks so far come to."""
         if view.told or self.seen is None:
             self.own(view)
         else:
-            norms, self.seen = self.seen.norms, None
-            self.noise.add(norms)
+            seen, self.seen = self.seen, None
+            self.noise.add(seen.norms())
         found = self.noise.estimate()
         label = view.label() if view.told else ""
         out = {"scale": found.value, "coherence": coherence(found.value)}

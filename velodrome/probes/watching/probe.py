@@ -47,7 +47,8 @@ class View:
 
     `params` maps names to parameters, `before` to what they were before the update (for those that need it). `.grad` is the step's gradient times `scale`
     (a GradScaler's). `losses` are (step, mean loss) since the last time, where they are known; `batch` the step's examples, `call` how the model was
-    called. `fraction` is the part of the examples that may be used. `told` says whether the loop calls `step` itself.
+    called. `fraction` is the part of the examples that may be used. `told` says whether the loop calls `step` itself, `compiled` whether the
+    module that it calls is torch.compile's, whose inside is not seen.
     """
 
     model: nn.Module
@@ -65,6 +66,7 @@ class View:
     before: dict[str, Tensor] = field(default_factory=dict)
     fraction: float = 1.0
     told: bool = False
+    compiled: bool = False
 
     @property
     def examples(self) -> int:
