@@ -93,19 +93,21 @@ def test_forms_that_a_short_series_cannot_tell_apart_are_all_in_the_interval():
     assert found.step.low <= 1000 + 800 * math.log(10) <= found.step.high
 
 
-def test_the_largest_logit_of_a_larger_model_is_foretold_from_smaller_ones():
-    sizes = np.array([1e6, 2e6, 5e6, 1e7, 2e7, 5e7])
+@pytest.mark.parametrize("degree", [1, 2])
+def test_the_largest_logit_of_a_larger_model_is_foretold_from_smaller_ones(degree):
+    sizes = np.array([1e6, 2e6, 5e6, 1e7, 2e7, 5e7, 1e8])
+    law = lambda n: 0.02 * n**0.5 * np.exp((degree - 1) * 0.02 * np.log(n / 1e6) ** 2)  # noqa: E731
+    many = np.geomspace(1e8, 1e12, 400_000)
+    passed = float(many[np.flatnonzero(law(many) >= 1e4)[0]])
     hits = where = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
-        law = lambda n: 0.02 * n**0.5  # noqa: E731
-        values = law(sizes) * np.exp(0.1 * rng.standard_normal(6))
-        value, limit = across_sizes(sizes, values, 1e4, 1e9)
-        hits += value.low <= law(1e9) * math.exp(0.1 * rng.standard_normal()) <= value.high
-        where += limit.step.low <= (1e4 / 0.02) ** 2 <= limit.step.high
-    assert 0.90 <= hits / 200 <= 0.99
-    assert 0.90 <= where / 200 <= 0.99
-    with pytest.raises(ValueError, match="four sizes"):
+        value, limit = across_sizes(sizes, law(sizes) * np.exp(0.05 * rng.standard_normal(7)), 1e4, 1e9, degree)
+        hits += value.low <= law(1e9) * math.exp(0.05 * rng.standard_normal()) <= value.high
+        where += limit.step.low <= passed <= limit.step.high
+    assert 0.90 <= hits / 200 <= 0.98
+    assert 0.90 <= where / 200 <= 0.98
+    with pytest.raises(ValueError, match="4 sizes or more"):
         across_sizes([1, 2], [1.0, 2.0], 10, 100)
 
 

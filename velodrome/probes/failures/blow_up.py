@@ -6,7 +6,7 @@ r"""When will a recorded number pass a limit, at the rate at which it grows now?
 Three forms are fitted to the series by least squares, $\log y = a + bt$ (exponential), $\log y = a + b\log t$ (power of t) and $y = a + bt$ (linear), with
 residuals that resemble their neighbours (`updates.series`). The interval of the step at which the limit is passed holds all steps whose fitted line cannot
 be told from the limit (inverse regression, Fieller 1954), over all forms that the likelihood does not part. A fit knows nothing of a rate that will fall.
-`across_sizes` is the same over model sizes: Wortsman et al. (https://arxiv.org/abs/2309.14322) extrapolate the largest attention logit in N.
+`across_sizes` is the same over model sizes: Wortsman et al. (https://arxiv.org/abs/2309.14322, section 3.3) extrapolate the largest attention logit in N.
 """
 
 import math
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from velodrome.probes.estimate import Estimate, between, exact, unidentified
 from velodrome.probes.updates.series import Line, line
@@ -22,7 +23,7 @@ from velodrome.probes.updates.series import Line, line
 Form = Literal["exponential", "power of t", "linear"]
 Verdict = Literal["passed", "growing", "not growing", "not identifiable"]
 
-# Largest finite numbers of formats; and the attention logit from which on Wortsman et al. 2023 saw runs diverge.
+# Largest finite numbers of formats; and the attention logit above which all runs of Wortsman et al. 2023 (section 3.3) diverged.
 LIMITS = {"float16": 65504.0, "bfloat16": 3.3895e38, "float32": 3.4028e38, "attention logit": 1e4}
 FARTHEST = 1e4  # times the recorded span; beyond that the answer is "not in sight"
 ODDS = 20.0  # likelihood ratio under which a form is not ruled out
@@ -137,23 +138,43 @@ def doubling(fit: Line, form: Form, t: np.ndarray, unit: str) -> Estimate:
     return between(value, low, high, unit, fit.n)
 
 
-def across_sizes(sizes: Sequence[float], values: Sequence[float], limit: float, size: float) -> tuple[Estimate, BlowUp]:
-    r"""(the value at a larger `size` with a 95 % prediction interval, the size at which `limit` is passed), from $\log y = a + b\log N$ over four sizes."""
+def across_sizes(
+    sizes: Sequence[float], values: Sequence[float], limit: float, size: float, degree: Literal[1, 2] = 1
+) -> tuple[Estimate, BlowUp]:
+    r"""(the value at a larger `size` with a 95 % prediction interval, the size at which `limit` is passed), over runs of `degree` + 3 sizes or more.
+
+    $\log y$ is a polynomial of $\log N$: a power law for degree 1; Wortsman et al. fit a quadratic (block 0, one learning rate, an early step).
+    """
     n, y = np.asarray(sizes, dtype=float), np.asarray(values, dtype=float)
-    if len(np.unique(n)) < 4 or n.shape != y.shape or not ((n > 0) & (y > 0)).all():
-        raise ValueError(f"a power law over sizes needs values above 0 at four sizes or more, got {len(np.unique(n))} sizes.")
-    order = np.argsort(n, kind="stable")
-    fit = line(np.log(n[order]), np.log(y[order]))
-    at = math.log(size)
-    half = fit.quantile * math.sqrt(float(fit.error(at)) ** 2 + fit.scatter**2)
-    middle = float(fit.at(at))
-    value = between(math.exp(middle), math.exp(middle - half), math.exp(middle + half), "value at that size", len(n))
-    if fit.slope - fit.quantile * float(fit.covariance[1, 1]) ** 0.5 <= 0:
+    if degree not in (1, 2):
+        raise ValueError(f"degree must be 1 or 2, got {degree!r}.")
+    if len(np.unique(n)) < degree + 3 or n.shape != y.shape or not ((n > 0) & (y > 0)).all():
+        raise ValueError(f"degree {degree} needs values above 0 at {degree + 3} sizes or more, got {len(np.unique(n))} sizes.")
+    middle = float(np.log(n).mean())
+    columns = lambda m: np.vander(np.log(np.atleast_1d(m)) - middle, degree + 1)  # noqa: E731
+    X = columns(n)
+    beta, dof = np.linalg.lstsq(X, np.log(y), rcond=None)[0], len(n) - degree - 1
+    variance = float(np.square(np.log(y) - X @ beta).sum()) / dof
+    covariance, quantile = variance * np.linalg.inv(X.T @ X), float(stats.t.ppf(0.975, dof))
+
+    def spread(rows: np.ndarray) -> np.ndarray:
+        return quantile * np.sqrt(np.einsum("ij,jk,ik->i", rows, covariance, rows))
+
+    at = columns(size)
+    fitted, half = float((at @ beta)[0]), math.hypot(float(spread(at)[0]), quantile * variance**0.5)
+    value = between(math.exp(fitted), math.exp(fitted - half), math.exp(fitted + half), "value at that size", len(n))
+    last = float(n.max())
+    slope = (columns(last * 1.001) - columns(last / 1.001)) / (2 * math.log(1.001))
+    if float((slope @ beta)[0] - spread(slope)[0]) <= 0:
         return value, nowhere("not growing", limit, "parameters", "the interval of the exponent holds 0 or less", len(n))
-    step, low, high = crossed(fit, "power of t", n[order], limit)
-    where = (
-        unidentified("parameters", "the limit is not in sight", n=len(n))
-        if step is None
-        else between(step, low, high, "parameters", len(n))
-    )
-    return value, BlowUp("growing", where, limit, ("power of t",), doubling(fit, "power of t", n[order], "parameters"))
+    ahead = np.geomspace(last, FARTHEST * last, 4000)
+    rows = columns(ahead)
+    line_, reach, goal = rows @ beta, spread(rows), math.log(limit)
+    found, low, high = (first_over(ahead, curve, goal) for curve in (line_, line_ + reach, line_ - reach))
+    if found is None or low is None:
+        where = unidentified("parameters", "the limit is not in sight", n=len(n))
+    else:
+        where = between(found, low, math.inf if high is None else high, "parameters", len(n))
+    twice = first_over(ahead, line_, float(line_[0]) + math.log(2))
+    more = unidentified("parameters", "not in sight", n=len(n)) if twice is None else exact(twice - last, "parameters", n=len(n))
+    return value, BlowUp("growing", where, limit, (), more)
