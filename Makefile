@@ -34,6 +34,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.race
 	$(BIN)/python -m benchmarks.schedules
 	$(BIN)/python -m benchmarks.prediction
+	$(BIN)/python -m benchmarks.probes
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/refresh.py workloads
