@@ -247,5 +247,5 @@ def test_a_loss_that_is_random_is_measured_where_it_is_asked_for(code, capsys):
 def test_parts_are_checked_by_name():
     with pytest.raises(ValueError, match="without loss"):
         parts_of({"model": nn.Linear(2, 2), "batches": []}, "it")
-    with pytest.raises(ValueError, match="named FILE.py:FUNCTION"):
+    with pytest.raises(ValueError, match=r"named FILE\.py:FUNCTION"):
         called("nothing", 0)

@@ -195,7 +195,7 @@ def theme(dark: bool) -> dict[str, Any]:
         | {"labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "titlePadding": 8},
         "axisY": {"labelColor": text},
         "legend": {"labelColor": text, "labelFontSize": 12, "symbolSize": 120, "offset": 8, "columnPadding": 16, "labelLimit": 140},
-        "text": {"fontSize": 11},
+        "text": {"fontSize": 11, "color": text},
     }
 
 

@@ -164,26 +164,30 @@ def show(inside: Inside) -> None:
     console.print()
     for note in inside.notes:
         console.print(Text(f"Note: {note}.", style="dim"))
-    for finding in inside.findings:
+    for finding in reversed(inside.findings):  # the worst stands where the eye ends
         console.print(Text.assemble((f"{finding.sentence} ", STYLES[finding.level]), (finding.advice, "")))
     if not inside.sick:
         console.print(Text(inside.answer, style="bold green"))
 
 
 def grid(rows: Sequence[Reading]) -> Table:
-    """One topic's readings as a table."""
+    """One topic's readings as a table; notes and whole units are left to the page, but for why there is no number."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(overflow="fold", min_width=18, max_width=34)
+    table.add_column(overflow="fold", width=36)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for r in rows:
-        label = Text(r.what)
+        label = Text(f"  {r.what}")
         if r.where:
             label.append(f" {r.where}", style="dim")
-        told = Text(r.unit, style="dim")
-        if r.verdict or r.note:
-            said = r.verdict or r.note
-            told = Text.assemble((f"{r.unit}  " if r.unit else "", "dim"), (said, LEVELS[r.level] if r.verdict else "dim"))
-        table.add_row(Text("  ") + label, number(r.value), Text(interval(r), style="dim"), told)
+        told = Text(r.verdict, style=LEVELS[r.level]) if r.verdict else Text(brief(r.unit), style="dim")
+        if r.value is None:
+            told = Text(r.note.partition(";")[0], style="dim")
+        table.add_row(label, number(r.value), Text(interval(r), style="dim"), told)
     return table
+
+
+def brief(unit: str) -> str:
+    """A unit without its explanation: "share of the rows, 0 to 1" is a share of the rows, and a number without a unit has none."""
+    return "" if unit in ("1", "ratio", "cosine") else unit.partition(",")[0]

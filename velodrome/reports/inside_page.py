@@ -62,7 +62,7 @@ def _readings(readings: Sequence[Reading]) -> str:
         "verdict says why. From: how many draws, examples or batches the interval rests on."
     )
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    return f'<h2>All readings</h2>{table}<p class="soft">{text}</p>'
+    return f'<h2>All readings</h2><div class="readings">{table}</div><p class="soft">{text}</p>'
 
 
 def _row(r: Reading) -> str:
@@ -108,7 +108,7 @@ def lines(chart: Chart) -> Any:
     )
     axis = alt.Axis(tickCount=5, format="~g", labelOverlap=True)
     y = alt.Y("y:Q", title=chart.y, scale=scale_y, axis=axis)
-    legend = alt.Legend(orient="top", title=None, columns=3) if len(names) > 1 else None
+    legend = alt.Legend(orient="top", title=None, columns=2, labelLimit=260) if len(names) > 1 else None
     shades = [charts.PALETTE[i % len(charts.PALETTE)] for i in range(len(names))]
     color = alt.Color("series:N", scale=alt.Scale(domain=names, range=shades), legend=legend)
     tips = [alt.Tooltip("x:Q", title=chart.x, format=".4~g"), alt.Tooltip("y:Q", title=chart.y, format=".4~g")]
@@ -189,7 +189,7 @@ def heat(chart: Chart) -> Any:
     squares = (
         base.transform_filter("isValid(datum.shade)").mark_rect(color=charts.PALETTE[0], cornerRadius=3, stroke=None).encode(opacity=shade)
     )
-    words = base.mark_text(fontSize=11, color=charts.REFERENCE).encode(text="text:N")
+    words = base.mark_text(fontSize=11).encode(text="text:N")
     return alt.layer(squares, words).properties(height=max(60, 24 * len({row["name"] for row in rows})))
 
 

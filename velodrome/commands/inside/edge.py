@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from velodrome.commands.inside.part import Part, Scene, reading
+from velodrome.probes.curvature.preconditioned import preconditioner
 from velodrome.probes.edge.batch_sharpness import FEWEST, batch_sharpness
 from velodrome.probes.edge.critical import critical_sharpness
 from velodrome.probes.edge.gauge import Edge
@@ -18,6 +19,8 @@ from velodrome.reports.inside import Chart
 from velodrome.train import Step
 
 TOPIC = "Edge of stability"
+# Of the median of P. A unit that is silent in the batches so far and not in those looked at has curvature over next to nothing; once it wakes, P rises.
+UNSEEN = 1e-3
 LEVELS: dict[str, Any] = {"below the edge": "fine", "at the edge": "watch", "above": "sick", "not separable": "remark"}
 
 
@@ -35,12 +38,16 @@ class EdgeReader:
         assert optimizer is not None
         try:
             products = None if self.last is None else 8
-            self.last = gauge(self.scene.few, optimizer, last=self.last, before_step=True, products=products)
+            found = gauge(self.scene.few, optimizer, last=self.last, before_step=True, products=products)
+            p = preconditioner(optimizer, self.scene.few.params, before_step=True)
         except ValueError as error:
             return str(error)
         except Exception as error:  # an optimizer of the user's own, whose copy cannot make a step
             return f"no threshold of stability could be read for {type(optimizer).__name__} ({cause(error)})"
-        return self.last
+        if float(found.vector[p < UNSEEN * p.median()].square().sum()) > 0.5:
+            return "the sharpest direction is one in which the optimizer has seen no gradient yet, so its second moment says nothing of the step there"
+        self.last = found
+        return found
 
 
 def edge(scene: Scene) -> Part:
@@ -51,6 +58,9 @@ def edge(scene: Scene) -> Part:
     found = scene.window.readings.get("edge", [])
     good = [(t, e) for t, e in found if isinstance(e, Edge)]
     diverged = scene.window.steps[-1] if scene.window.diverged else None
+    unseen = [str(e) for _, e in found if not isinstance(e, Edge)]
+    if good and unseen:
+        part.notes.append(f"{len(unseen)} of {len(found)} readings of the threshold are left out: {unseen[-1].partition(':')[0]}")
     if good:
         part += gauged(good, scene.few.examples)
         part.findings += edge_findings(good, diverged)
@@ -70,7 +80,7 @@ def gauged(good: Sequence[tuple[int, Edge]], examples: int) -> Part:
     t, last = good[-1]
     tell = partial(reading, TOPIC, step=t)
     part.readings.append(tell("learning rate over threshold", last.ratio, verdict=last.verdict, level=LEVELS[last.verdict]))
-    part.readings.append(tell("sharpness as the optimizer feels it", last.sharpness))
+    part.readings.append(tell("sharpness it feels", last.sharpness))
     if len({x.value for x in last.thresholds}) == 1:
         threshold = last.thresholds[0]
         part.readings.append(tell(f"threshold of {threshold.name}", exact(threshold.value, last.sharpness.unit)))
@@ -90,9 +100,7 @@ def forward(scene: Scene, optimizer: torch.optim.Optimizer) -> Part:
         part.notes.append(f"critical sharpness could not be read: {cause(error)}")
         return part
     tell = partial(reading, TOPIC, step=scene.step)
-    part.readings.append(
-        tell("next update over the longest that does not hurt", found.ratio, verdict=found.verdict, level=LEVELS[found.verdict])
-    )
+    part.readings.append(tell("next update over the longest harmless", found.ratio, verdict=found.verdict, level=LEVELS[found.verdict]))
     part.readings.append(tell("critical sharpness", found.sharpness))
     return part
 

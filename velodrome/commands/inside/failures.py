@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from velodrome.commands.inside.part import Part, Scene, reading
+from velodrome.commands.inside.part import FITTED, Part, Scene, reading
 from velodrome.commands.inside.statistics import SHOWN, shown
 from velodrome.probes.estimate import exact
 from velodrome.probes.failures.activations import GradientSize, gradient_rms
@@ -21,7 +21,7 @@ from velodrome.probes.failures.observe import Seen, observe
 from velodrome.probes.failures.spikes import Spikes
 from velodrome.probes.findings import failures as judge
 from velodrome.probes.findings.batch_norm import batch_norm_findings
-from velodrome.probes.findings.growth import HIGH, growth_findings, spike_findings
+from velodrome.probes.findings.growth import HIGH, RISE, growth_findings, spike_findings
 from velodrome.probes.objective import examples as count_of
 from velodrome.probes.updates.alignment import Cosines
 from velodrome.reports.inside import Chart, Gallery
@@ -83,9 +83,9 @@ def failures(scene: Scene) -> Part:
     if seen.logits is not None:
         part.readings += [tell("log Z", seen.logits.log_z, step=t), tell("largest output logit", seen.logits.largest, step=t)]
     if last.collapse is not None:
-        part.readings.append(tell("examples with a loss of exactly 0", last.collapse.zero_loss, step=t))
+        part.readings.append(tell("examples with zero loss", last.collapse.zero_loss, step=t))
     if last.naive is not None and not math.isnan(last.naive.whole):
-        part.readings.append(tell("cosine of the step with the weights", exact(last.naive.whole, ""), step=t))
+        part.readings.append(tell("cosine of step and weights", exact(last.naive.whole, ""), step=t))
     if seen.dormant.layers:
         part.readings += [tell("dormant units", seen.dormant.share, step=t), tell("dead units", seen.dormant.dead, step=t)]
     part += judged(scene, good)
@@ -102,7 +102,7 @@ def judged(scene: Scene, good: Sequence[tuple[int, Signs]]) -> Part:
     t, last = good[-1]
     part = Part()
     part.findings += judge.collapse_findings(last.collapse, t)
-    if last.naive is not None:
+    if last.naive is not None and (scene.right or 0.0) > FITTED:
         part.findings += judge.scaling_findings(last.naive.whole, last.naive.numbers, t)
     part.findings += judge.silent_findings(last.seen.dormant, t)
     part.findings += judge.size_findings(last.gradients, last.seen.activations, matrices(scene.subject.model), t)
@@ -172,8 +172,9 @@ def jumps(scene: Scene) -> Part:
     detector = Spikes(window=50, threshold=HIGH)
     for i, t in enumerate(window.steps):
         detector.add(t, window.losses[i], {n: v[i] for n, v in window.gradients.items()}, position=t)
-    part.findings += spike_findings(detector.found)
-    for spike in detector.found[:2]:
+    found = [s for s in detector.found if not s.loss < RISE * s.usual]
+    part.findings += spike_findings(found)
+    for spike in found[:2]:
         at = spike.position if spike.position is not None else spike.step
         if at in window.batches:
             batch = window.batches[at]

@@ -30,7 +30,7 @@ def opposing(scene: Scene) -> Part:
     groups = opposing_groups([x for _, x in table], max(2, scene.few.examples // SHARE))
     found = opposition(scene.few, groups)
     step = table[groups.at][0]
-    part.readings.append(reading("Examples", "anti-phase of the two groups that move most", groups.correlation, step=step))
+    part.readings.append(reading("Examples", "phase of the two that move most", groups.correlation, step=step))
     part.readings.append(reading("Examples", "cosine of their gradients", found.cosine, step=step))
     part.findings += opposing_findings(groups, found, float(table[groups.at][1].mean()), step)
     if part.findings:

@@ -20,6 +20,7 @@ from velodrome.reports.inside import Chart, Gallery, Reading, Said
 
 SIZE = 4096  # numbers of examples times positions that curvature is measured on by default
 MOST = 256  # examples
+FITTED = 0.98  # of the examples right: what is left to learn is confidence
 
 
 @dataclass
@@ -69,7 +70,21 @@ class Scene:
     def objective(self, batches: list[Batch], micro_batch: int | None = None) -> Objective:
         """An objective with the options' mode and randomness."""
         o = self.options
-        return Objective(self.subject.model, self.subject.loss, batches, mode=o.mode, fix_random=o.fix_random, micro_batch=micro_batch)
+        sound = self.window.diverged is None  # a run that has diverged is told as that, not refused
+        return Objective(
+            self.subject.model, self.subject.loss, batches, mode=o.mode, fix_random=o.fix_random, micro_batch=micro_batch, check=sound
+        )
+
+    @cached_property
+    def right(self) -> float | None:
+        """The share of the first batch's examples (or positions) whose largest output is the target's; None where there are no classes."""
+        batch = self.whole.batches[0]
+        with self.whole.ready(), torch.no_grad():
+            outputs = self.whole.outputs(batch)
+        logits, targets = getattr(outputs, "logits", outputs), batch.targets
+        if not isinstance(logits, torch.Tensor) or not isinstance(targets, torch.Tensor) or targets.is_floating_point():
+            return None
+        return float((logits.argmax(-1) == targets).float().mean()) if targets.shape == logits.shape[:-1] else None
 
     @property
     def step(self) -> int:
@@ -92,7 +107,8 @@ def first(batches: list[Batch], count: int) -> list[Batch]:
     for batch in batches:
         n = examples(batch)
         if not kept and n >= count:
-            return [pick(batch, slice(0, count)) if n > count else batch]
+            spread = torch.arange(count) * n // count  # data may be sorted
+            return [pick(batch, spread) if n > count else batch]
         if n > count:
             break
         kept.append(batch)

@@ -39,7 +39,7 @@ def noise(scene: Scene) -> Part:
     part, tell = Part(), partial(reading, "Gradient noise", step=scene.step)
     part.readings += [tell("noise scale", found.value), tell("batch in use", exact(batch, "examples"))]
     if found.value.identified:
-        part.readings.append(tell("worth of an example at this batch", exact(found.efficiency(batch), "of a small batch's")))
+        part.readings.append(tell("worth of an example in it", exact(found.efficiency(batch), "of a small batch's")))
     part.readings += [tell("squared gradient", found.squared), tell("trace of the covariance", found.trace)]
     part.findings += noise_findings(found, batch, scene.step)
     if objective.mode == "eval" and scene.options.mode is None and scene.subject.model.training:
@@ -54,9 +54,9 @@ def coherence(scene: Scene) -> Part:
     part, tell = Part(), partial(reading, "Coherence", step=scene.step)
     part.readings += [
         tell("examples that one gradient serves", found.m_coherence),
-        tell("cosine of two examples, weighted", found.unbiased),
+        tell("cosine of two examples", found.unbiased),
     ]
-    part.findings += coherence_findings(found, layers, scene.step)
+    part.findings += coherence_findings(found, *without_inputs(objective, norms), scene.step)
     rows = [bar(name, x.m_coherence) for name, x in layers.items() if x.m_coherence.identified]
     rule = [{"y": 1, "label": "orthogonal"}]
     caption = f"m-coherence of {found.m:,} examples, 95 % intervals; 1: orthogonal gradients, {found.m:,}: identical ones."
@@ -79,8 +79,19 @@ def coherence(scene: Scene) -> Part:
         each = [bar(name, x.m_coherence) | {"y": x.m_coherence.value / x.m} for name, x in classes.items() if x.m_coherence.identified]
         each = [{**row, "low": row["low"] / classes[row["name"]].m, "high": row["high"] / classes[row["name"]].m} for row in each]
         caption = "m-coherence over the number of examples of the class: 1 where all say the same."
-        part.charts.append(Chart("classes", "dots", "Agreement within each class", caption, "", "share served", each))
+        if len(each) > 1:
+            part.charts.append(Chart("classes", "dots", "Agreement within each class", caption, "", "share served", each))
     return part
+
+
+def without_inputs(objective: Objective, norms: ExampleNorms) -> tuple[float, float]:
+    """(the mean loss, the entropy of the labels); NaN where targets are no classes of examples or losses are not known."""
+    targets = together(objective).targets
+    classes = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
+    if norms.losses is None or not classes:
+        return float("nan"), float("nan")
+    share = targets.unique(return_counts=True)[1].double() / len(targets)
+    return float(norms.losses.mean()), float(-(share * share.log()).sum())
 
 
 def bar(name: str, e: Estimate) -> dict[str, Any]:
@@ -105,7 +116,7 @@ def examples(scene: Scene) -> Part:
     part.readings.append(
         reading(
             "Examples",
-            f"share of the squared gradients in the top 1 % of {norms.n:,}",
+            "gradients' squares in the top 1 %",
             exact(float(top[: max(1, norms.n // 100)].sum()), ""),
         )
     )

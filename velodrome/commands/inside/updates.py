@@ -29,24 +29,24 @@ def updates(scene: Scene) -> Part:
         )
         return part
     middle = medians(window.reports)
-    for group in middle.groups:
-        part.readings += groups(group, len(window.reports))
+    for i, group in enumerate(middle.groups):
+        part.readings += groups(group, len(window.reports), f"group {i}" if len(middle.groups) > 1 else "")
     part.findings += [Finding("update", "sick", sentence) for sentence in findings(middle)]
     part.findings += [Finding("equilibrium", "remark", sentence) for sentence in remarks(middle)]
     part.charts += [curve(window), heat(middle.parameters, len(window.reports))]
     return part
 
 
-def groups(group: Numbers, n: int) -> list[Reading]:
-    """The numbers of one group of parameters."""
+def groups(group: Numbers, n: int, where: str) -> list[Reading]:
+    """The numbers of one group of parameters, medians over the steps."""
     said = {
-        "relative_update": ("change of the weights per step", "of their norm"),
-        "neuron_rotation": ("rotation of a neuron per step", "radians"),
+        "relative_update": ("change of weights per step", "of their norm"),
+        "neuron_rotation": ("rotation of a neuron", "radians per step"),
         "eps_share": ("elements where eps leads", "share"),
-        "unmoved": ("elements told to move that stayed", "share"),
+        "unmoved": ("elements that did not move", "share"),
     }
     return [
-        Reading(TOPIC, what, group[key], unit, n=n, where="median over steps")
+        Reading(TOPIC, what, group[key], unit, n=n, where=where)
         for key, (what, unit) in said.items()
         if group.get(key) is not None and (key not in SHARES or group[key])
     ]

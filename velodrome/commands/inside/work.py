@@ -1,6 +1,7 @@
 """`velodrome look RUN`: opens the subject, watches a window of steps, asks every topic, and tells what was found."""
 
 import gc
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,7 @@ from velodrome.commands.options import print_json, write_page
 from velodrome.discover import workload_names
 from velodrome.probes.objective import cut
 from velodrome.probes.objective import examples as count_of
+from velodrome.recipes.load import cause
 from velodrome.reports import inside as report
 from velodrome.reports.bar import Bar
 from velodrome.reports.inside_page import write
@@ -69,7 +71,7 @@ def inside(o: Inside, typed: str) -> int:
         tail = {"losses": partial(losses, scene)} if "examples" in wanted else {}
         scene.window = walked(subject, count, readers, tail=tail, seconds=SHARE * o.budget, seen=lambda i: bar.at("steps", i))
         whole = Part(notes=list(subject.notes))
-        failures = []
+        failed: list[str] = []
         for i, name in enumerate(wanted):
             bar.at(name, count + 1 + i)
             if left() <= 0:
@@ -77,11 +79,14 @@ def inside(o: Inside, typed: str) -> int:
                 continue
             try:
                 whole += within_memory(LOOKS[name], scene)
-            except ValueError as error:
-                failures.append(error)
-                whole.notes.append(f"{name} could not be looked at: {as_options(str(error)).rstrip('.')}")
-        if len(failures) == len(wanted):
-            raise ValueError(as_options(str(failures[0])))
+            except Exception as error:  # one topic's failure, also one of the user's own code, is no reason to lose the others
+                if os.environ.get("VELODROME_TRACEBACK") and not isinstance(error, ValueError):
+                    raise
+                told_ = as_options(str(error)) if isinstance(error, ValueError) else f"{cause(error)}."
+                failed.append(told_)
+                whole.notes.append(f"{name} could not be looked at: {told_.rstrip('.')}")
+        if len(failed) == len(wanted):
+            raise ValueError(failed[0])
     found = told(scene, whole, typed)
     if o.json:
         print_json(found.plain())
@@ -161,7 +166,7 @@ def told(scene: Scene, whole: Part, typed: str) -> report.Inside:
     about: dict[str, Any] = {
         "model": f"{type(subject.model).__name__}, {count:,} parameters",
         "optimizer": "none" if subject.optimizer is None else type(subject.optimizer).__name__,
-        "examples": f"{scene.whole.examples:,} in {len(scene.whole.batches)} batches; {scene.few.examples:,} for curvature",
+        "examples": f"{sum(map(count_of, subject.batches)):,} in {len(subject.batches)} batches; {scene.few.examples:,} for curvature",
         "mode": scene.options.mode or ("train" if subject.model.training else "eval"),
         "torch": torch.__version__,
     }

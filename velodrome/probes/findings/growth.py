@@ -9,6 +9,7 @@ from velodrome.probes.findings.finding import Finding, number, told
 GROWN = 2.0  # times over the series, below which a slope is not called growth
 HORIZON = 50.0  # spans of the series: farther ahead a rate that is seen now says nothing
 SHARP = 8.0  # an attention logit that matters: with it one key of two thousand takes half of the weight
+RISE = 1.5  # times what is usual: where a loss hardly moves, robust deviations are nothing
 HIGH = 8.0  # robust standard deviations; batches of small tasks reach 6 now and then
 
 

@@ -5,8 +5,8 @@ from velodrome.probes.statistics.coherence import Coherence
 from velodrome.probes.statistics.noise_scale import NoiseScale
 
 FAR = 8.0  # times; the noise scale predicts the critical batch within a factor of about two, and its interval is another
-AGREE = 2.0  # examples that one example's gradient serves; 1 is what orthogonal gradients have
-MANY = 128  # examples below which a lack of agreement is a lack of examples
+LEARNED = 0.95  # of the loss of a constant prediction; above, nothing of the labels is known
+MANY = 256  # examples below which a lack of agreement is a lack of examples
 
 
 def noise_findings(found: NoiseScale, batch: int, step: int) -> list[Finding]:
@@ -47,18 +47,18 @@ def noise_findings(found: NoiseScale, batch: int, step: int) -> list[Finding]:
     return []
 
 
-def coherence_findings(found: Coherence, layers: dict[str, Coherence], step: int) -> list[Finding]:
-    """Examples whose gradients have nothing in common: labels at random, or what is common already learned."""
+def coherence_findings(found: Coherence, loss: float, blind: float, step: int) -> list[Finding]:
+    """Nothing in common, nothing learned: `blind` is the loss of a constant prediction by the labels' frequencies, NaN where that is unknown."""
     m = found.m_coherence
-    if found.m < MANY or not m.identified or not m.high < AGREE:
+    if found.m < MANY or not m.identified or not m.low <= 1 <= m.high or not loss > LEARNED * blind:
         return []
     return [
         Finding(
             "incoherent gradients",
             "watch",
-            f"The gradients of {found.m:,} examples have next to nothing in common at step {step:,}: one example's step helps "
-            f"{told(m)} examples, itself included.",
-            "What is learned now holds for single examples: labels that are wrong or random, or a fit that is finished. Look at the hardest examples.",
-            {"step": step, "m_coherence": m.plain(), "m": found.m},
+            f"Nothing is learned from these labels: at step {step:,} one example's step helps {told(m)} of {found.m:,} examples, itself included (1 is no "
+            f"agreement at all), and the loss is {number(loss)} where the labels' frequencies alone give {number(blind)}.",
+            "Are the labels those of these inputs? Look at the examples, at the order in which both are read, and at the rate.",
+            {"step": step, "m_coherence": m.plain(), "m": found.m, "loss": loss, "blind": blind},
         )
     ]
