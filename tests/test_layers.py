@@ -44,12 +44,15 @@ MAY_IMPORT = {
     },
     "population": {"data", "flops", "gradients", "optim", "kernels", "train", "schedules", "recipes", "records", "bench", "scaling"},
     "reports": {"data", "records", "bench", "scaling", "version"},
-    "commands": {"data", "bench", "population", "probes", "records", "recipes", "reports", "scaling", "schedules", "discover", "version"},
+    "web": {"records", "bench", "reports"},
+    "commands": {
+        *("data", "bench", "population", "probes", "records", "recipes", "reports", "scaling", "schedules", "discover", "version", "web"),
+    },
     "cli": {"version"},
     "__main__": {"cli"},
 }
 WITHOUT_TORCH = {
-    *("version", "discover", "cli", "__main__", "reports", "records", "scaling", "data/folder.py"),
+    *("version", "discover", "cli", "__main__", "reports", "records", "scaling", "web", "data/folder.py"),
     *("bench/score.py", "bench/hitting.py", "bench/interval.py", "bench/fanout.py"),
 }
 WITH_TORCH = {"records/checkpoint.py"}

@@ -38,7 +38,7 @@ def page(path: str | Path, title: str, body: str, specs: dict[str, Any]) -> Path
     """Write one self-contained page: `body` is HTML with an empty `<div class="chart" id="…">` for each chart named in `specs`, which holds
     {"spec": Vega-Lite, "switches": whether the buttons for the cost axis apply}. Errors as `write`."""
     path = Path(path)
-    scripts = [_bundle(), _resource("page.js")]
+    scripts = [bundle(), _resource("page.js")]
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; style-src 'unsafe-inline'; img-src data: blob:; "
         "base-uri 'none'; form-action 'none'"
@@ -218,7 +218,7 @@ def _repeat(race: Race) -> str:
 
 
 @cache
-def _bundle() -> str:
+def bundle() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script; made in three seconds, and so kept in the user's cache folder."""
     alt = charts.altair()
     import vl_convert
