@@ -129,4 +129,5 @@ if __name__ == "__main__":
         print(f"\nfound {share:.1%} of the planted; stable rate without them / with them {np.exp(gain.mean):.2f} [{low:.2f}, {high:.2f}]")
         below, above = solvable[:2], solvable[2:]
         right = all(r[1] < 1e-6 for r in below) and all(r[1] > 1e-6 for r in above) and all(r[3] == 1 for r in above)
-        sys.exit(0 if right and share > 0.9 and low > 1 and all(r[1].high < 0 for r in rows) else 1)
+        held = right and share > 0.9 and low > 1 and all(r[1].high < 0 for r in rows)
+    sys.exit(0 if held else 1)

@@ -142,8 +142,14 @@ class Convolved:
         if self.groups == 1 and c * pixels**2 + (m + kernel) * t**2 <= c * kernel * m * t:
             d = self.d.flatten(2)
             return dots(self._gram(), torch.bmm(d.mT, d))
-        copies = c * pixels * (self.kernel[1] if self.groups == 1 else kernel)
-        return in_blocks(self, len(self.d), max(m * c * kernel // self.groups, copies))
+        size = max(m * c * kernel // self.groups, c * pixels * (self.kernel[1] if self._even() else kernel))
+        if not self._even():
+            return in_blocks(self, len(self.d), size)
+        parts = (self._rows(self.x[low:high], self.d[low:high].flatten(2)) for low, high in blocks(len(self.d), size))
+        return torch.cat([torch.stack([vector_norm(g.flatten(1), dim=1).square() for g in part]).sum(0) for part in parts])
+
+    def _even(self) -> bool:
+        return self.stride == self.dilation == (1, 1) and self.groups == 1
 
     def _gram(self) -> Tensor:
         # of patches, from that of pixels: a patch's product is the sum over the kernel of its pixels' products, and no patch is ever copied
@@ -169,8 +175,9 @@ class Convolved:
     def gradients(self, low: int, high: int) -> Tensor:
         """By rows of the kernel where its steps are one and there is one group, by patches otherwise."""
         x, d = self.x[low:high], self.d[low:high].flatten(2)
-        if self.stride == self.dilation == (1, 1) and self.groups == 1:
-            return self._by_rows(x, d)
+        if self._even():
+            found = torch.stack(self._rows(x, d), 1).view(len(x), self.kernel[0], d.shape[1], x.shape[1], self.kernel[1])
+            return found.permute(0, 2, 3, 1, 4).flatten(1)
         u = self._patches(x)
         b, (m, t) = len(x), d.shape[1:]
         u, d = u.reshape(b * self.groups, -1, t), d.reshape(b * self.groups, m // self.groups, t)
@@ -179,13 +186,11 @@ class Convolved:
     def _patches(self, x: Tensor) -> Tensor:
         return F.unfold(x, self.kernel, self.dilation, 0, self.stride)
 
-    def _by_rows(self, x: Tensor, d: Tensor) -> Tensor:
+    def _rows(self, x: Tensor, d: Tensor) -> list[Tensor]:
         # Copies shifted sideways only: the shifts up and down are views of them, which is a third of the memory of patches.
         (h, w), (rows, columns) = self.kernel, self.d.shape[2:]
-        b, c, m = len(x), x.shape[1], d.shape[1]
         side = torch.stack([x[..., v : v + columns] for v in range(w)], 2).flatten(1, 2).flatten(2)
-        found = [torch.bmm(d, side[:, :, u * columns : (u + rows) * columns].mT) for u in range(h)]
-        return torch.stack(found, 1).reshape(b, h, m, c, w).permute(0, 2, 3, 1, 4).flatten(1)
+        return [torch.bmm(d, side[:, :, u * columns : (u + rows) * columns].mT) for u in range(h)]
 
 
 def dots(a: Tensor, b: Tensor) -> Tensor:
@@ -203,7 +208,7 @@ def squared_norm(x: Tensor) -> Tensor:
 
 def in_blocks(use: Use, n: int, size: int) -> Tensor:
     """Squared norms of n examples, whose gradients take `size` numbers each, a block of examples at a time."""
-    return torch.cat([use.gradients(low, high).square().sum(1) for low, high in blocks(n, size)])
+    return torch.cat([vector_norm(use.gradients(low, high), dim=1).square() for low, high in blocks(n, size)])
 
 
 def blocks(n: int, size: int) -> Iterator[tuple[int, int]]:
