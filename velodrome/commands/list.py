@@ -61,6 +61,31 @@ def a_factory(entry: Entry, node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef) and node.returns is not None and ast.unparse(node.returns).split(".")[-1] == "Chain"
 
 
+# What the first parameter of a probe is called: what is looked at, or numbers recorded of it.
+LOOKED_AT = ("objective", "optimizer", "model", "operator", "norms", "steps", "logits", "losses", "source", "kernel")
+
+
+def a_probe(entry: Entry, node: ast.AST) -> bool:
+    """Whether it is what its file of a sub-room of `probes` is asked: the first function that takes what is looked at."""
+    place = entry.module.split(".")
+    return len(place) == 4 and place[2] not in ("findings", "watching") and question(entry.module) == entry.name
+
+
+@cache
+def question(module: str) -> str:
+    """The first public function of a module that takes what is looked at and returns readings, a class's; "" if there is none."""
+    for node in syntax(module).body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.args.args and node.returns is not None:
+            returns = re.sub(r"^Iterator\[(.*)\]$", r"\1", ast.unparse(node.returns))
+            if (
+                node.args.args[0].arg in LOOKED_AT
+                and re.match(r"[A-Z]\w+( \| None)?$", returns)
+                and returns not in ("None", "Tensor", "Line")
+            ):
+                return node.name
+    return ""
+
+
 ROOMS = {
     "algorithms": Room('Algorithms: race them, as `velodrome race NAME …` or "NAME(lr=0.01)"', ("recipes",), an_algorithm),
     "workloads": Room("Workloads: race on them, as --on NAME …", ("bench/workloads",), of_its_file),
@@ -72,6 +97,7 @@ ROOMS = {
     "layers": Room("Surgery: a model in, the changed model out", ("layers",), of_its_file),
     "losses": Room("Losses: (outputs, targets) -> loss per example", ("losses",), of_its_file),
     "gradients": Room("Gradients: how p.grad is filled", ("gradients",), lambda e, n: of_its_file(e, n) and isinstance(n, ast.FunctionDef)),
+    "probes": Room("Probes: what happens inside, for a loop of your own or `velodrome look`", ("probes",), a_probe),
     "data": Room("Data: sources, streams, transforms", ("data",), lambda e, n: e.module.rsplit(".", 1)[1] not in PLUMBING),
 }
 ALIASES = {
@@ -123,7 +149,13 @@ def contents(name: str) -> list[dict[str, Any]]:
         stem = entry.module.rsplit(".", 1)[1]
         shown = entry.name.replace("_", "-") if name == "workloads" else f"{stem}.{entry.name}" if name == "data" else entry.name
         paper = entry.url.rstrip(":,.") if entry.url else None
-        item = {"name": shown, "import": [entry.module, entry.name], "summary": sentence(entry), "title": entry.title, "paper": paper}
+        item = {
+            "name": shown,
+            "import": [entry.module, entry.name],
+            "summary": entry.title if name == "probes" else sentence(entry),
+            "title": entry.title,
+            "paper": paper,
+        }
         listed.append({**item, **(workload(entry, node) if name == "workloads" else {})})
     return listed
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from velodrome.bench.window import Window
 from velodrome.commands.inside.part import FITTED, Part, Scene, reading
 from velodrome.commands.inside.statistics import SHOWN, shown
 from velodrome.probes.estimate import exact
@@ -18,7 +20,7 @@ from velodrome.probes.failures.blow_up import LIMITS, BlowUp
 from velodrome.probes.failures.collapse import Collapse, naive_minimisation, softmax_collapse
 from velodrome.probes.failures.log_z import drift
 from velodrome.probes.failures.observe import Seen, observe
-from velodrome.probes.failures.spikes import Spikes
+from velodrome.probes.failures.spikes import Spike, Spikes, score
 from velodrome.probes.findings import failures as judge
 from velodrome.probes.findings.batch_norm import batch_norm_findings
 from velodrome.probes.findings.growth import HIGH, RISE, growth_findings, spike_findings
@@ -172,7 +174,7 @@ def jumps(scene: Scene) -> Part:
     detector = Spikes(window=50, threshold=HIGH)
     for i, t in enumerate(window.steps):
         detector.add(t, window.losses[i], {n: v[i] for n, v in window.gradients.items()}, position=t)
-    found = [s for s in detector.found if not s.loss < RISE * s.usual]
+    found = [s for s in detector.found if not s.loss < RISE * s.usual and apart(s, window)]
     part.findings += spike_findings(found)
     for spike in found[:2]:
         at = spike.position if spike.position is not None else spike.step
@@ -181,6 +183,12 @@ def jumps(scene: Scene) -> Part:
             shown_ = [shown(batch, i, "") for i in range(min(SHOWN, count_of(batch)))]
             part.galleries.append(Gallery(f"The batch of step {at:,}, at which the loss jumped", "Its first examples.", shown_))
     return part
+
+
+def apart(spike: Spike, window: Window) -> bool:
+    """Whether the loss stands out on a logarithmic scale, too: batches of a fitted task differ by factors."""
+    before = np.array([x for t, x in zip(window.steps, window.losses, strict=True) if t < spike.step and x > 0][-50:])
+    return not math.isfinite(spike.loss) or len(before) < 5 or score(np.log(before), math.log(spike.loss))[1] > HIGH
 
 
 def layers(last: Signs, model: nn.Module) -> Chart:
