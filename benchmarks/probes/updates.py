@@ -43,11 +43,6 @@ def methods(task: Task) -> dict[str, Callable[[], Any]]:
     few = Start(model, every=8)
     targets = task.batch.targets
 
-    def everything(z: torch.Tensor) -> None:
-        softmax_collapse(z, targets)
-        velocity_cosine(optimizer, model, every=8)
-        few.distance()
-
     looks: dict[str, dict[str, Any]] = {
         "angles and norms (motion)": {"around": lambda: motion(optimizer, model)},
         "angles and norms, every 8th row": {"around": lambda: motion(optimizer, model, every=8)},
@@ -62,7 +57,10 @@ def methods(task: Task) -> dict[str, Callable[[], Any]]:
         "largest attention logit": {"forward": lambda: attention(model)},
         "dormant units": {"forward": lambda: dormant(model, most=256)},
         "all signs of a forward pass": {"forward": lambda: observe(model)},
-        "the streaming set": {"forward": lambda: observe(model), "after": everything, "around": lambda: motion(optimizer, model, every=8)},
+        "the streaming set": {  # angles, norms, largest logits, log Z, collapse and dormant units: what the issue names
+            "forward": lambda: observe(model, ["attention", "dormant", "logits"]),
+            "around": lambda: motion(optimizer, model, every=8),
+        },
     }
     step(task, optimizer)  # so that there is a momentum
     return {"step": lambda: step(task, optimizer)} | {

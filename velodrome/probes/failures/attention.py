@@ -141,8 +141,7 @@ class Scores:
     def count(self, name: str, scores: Tensor) -> None:
         """The numbers of scores (B, H, L, S), where hidden pairs are at `MASKED` or below: a tensor (3, H)."""
         visible = (scores > MASKED).sum(-1).float()
-        logits = torch.log_softmax(scores, -1)
-        entropy = -(logits.exp() * logits.clamp(min=torch.finfo(logits.dtype).min)).sum(-1)  # 0 times minus infinity is 0 here
+        entropy = torch.special.entr(scores.softmax(-1)).sum(-1)
         share = torch.where(visible > 1, entropy / visible.log(), math.nan)
         largest = scores.amax((0, 2, 3))
         self.calls.append((name, torch.stack([largest, entropy.nanmean((0, 2)), share.nanmean((0, 2))])))

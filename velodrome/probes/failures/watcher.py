@@ -98,12 +98,11 @@ class Watcher:
 
 class _Functions(TorchFunctionMode):
     def __init__(self, watcher: Watcher) -> None:
-        self.watcher = watcher
+        self.watcher, self.functions = watcher, watcher.functions
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        handler = self.watcher.functions.get(function)
-        output = function(*args, **(kwargs or {}))
-        if handler is not None and self.watcher.inside:
+        output = function(*args, **kwargs) if kwargs else function(*args)
+        if (handler := self.functions.get(function)) is not None and self.watcher.inside:
             quietly(handler, output, self.watcher.called(function), args, kwargs or {})
         return output
 
