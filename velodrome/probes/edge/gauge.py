@@ -61,11 +61,13 @@ class Felt(Operator):
 
     def __init__(self, operator: Operator, scale: Tensor, l2: Tensor) -> None:
         super().__init__(operator.names, operator.shapes, operator.dtype, operator.device)
-        self.operator, self.root, self.l2 = operator, scale.sqrt().to(operator.dtype), (scale * l2).to(operator.dtype)
+        self.operator, self.root = operator, scale.sqrt().to(operator.dtype)
+        self.l2 = (scale * l2).to(operator.dtype) if bool(l2.any()) else None
 
     def product(self, v: Tensor) -> Tensor:
         """One product of the operator inside."""
-        return self.root * (self.operator @ (self.root * v)) + self.l2 * v
+        curved = self.root * (self.operator @ (self.root * v))
+        return curved if self.l2 is None else curved.addcmul_(self.l2, v)
 
 
 def edge(
@@ -109,7 +111,9 @@ def largest(felt: Operator, last: Edge | None, tol: float, products: int | None)
     warm = last is not None and last.vector.shape[0] == felt.n
     count = 0 if last is None else last.readings
     dtype = torch.promote_types(felt.dtype, torch.float32)
-    start = torch.randn(felt.n, generator=torch.Generator().manual_seed(count)).to(felt.device, dtype)
+    start = (
+        torch.empty(felt.n).uniform_(-1, 1, generator=torch.Generator().manual_seed(count)).to(felt.device, dtype)
+    )  # normal ones cost a gradient
     if last is not None and warm:
         start = last.vector.to(start) + FRESH * start / start.norm()
     most = products if products is not None else WARM if warm else COLD
