@@ -18,7 +18,7 @@ from velodrome.probes.findings.finding import Finding
 from velodrome.probes.objective import Objective, examples, pick
 from velodrome.reports.inside import Chart, Gallery, Reading, Said
 
-SIZE = 4096  # numbers of examples times positions that curvature is measured on by default
+SIZE = 2048  # numbers of examples times positions that curvature is measured on by default
 MOST = 256  # examples
 FITTED = 0.98  # of the examples right: what is left to learn is confidence
 
