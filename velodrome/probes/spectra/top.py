@@ -30,7 +30,7 @@ class Pairs:
 
     A residual is a proof that AN eigenvalue is no farther away. It does not say which one: that none larger was missed is `unseen`'s to say.
     `errors`: what the residual shifts the value by, were the recurrence to go on as it ends, at most the residual: an estimate, right within a
-    factor of two where measured. `converged` (k,): error at most `tol` times the value. `guards` (n, g): the next Ritz vectors, carried along a
+    factor of three where measured. `converged` (k,): error at most `tol` times the value. `guards` (n, g): the next Ritz vectors, carried along a
     run so that a pair that rises is met early. `next`: the first Ritz value outside, NaN if there is none. `products`: those of this call.
     """
 
