@@ -7,6 +7,7 @@ wins. Hence linear interpolation between the two, on the running best value, wit
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 
@@ -47,13 +48,27 @@ def time_to_target(
 
     ValueError when lengths differ, a cost decreases or is not finite, the target is not finite, or no axis has a budget.
     """
+    return times_to_targets(costs, values, [target], budget, lower_is_better)[0]
+
+
+def times_to_targets(
+    costs: Mapping[str, Sequence[float]],
+    values: Sequence[float],
+    targets: Sequence[float],
+    budget: Mapping[str, float],
+    lower_is_better: bool = True,
+) -> list[Hit]:
+    """`time_to_target` for several targets of one run, which is checked once."""
     grid = {axis: np.asarray(cost, dtype=np.float64) for axis, cost in costs.items()}
     value = np.asarray(values, dtype=np.float64) * (1.0 if lower_is_better else -1.0)
-    goal = target if lower_is_better else -target
-    _check(grid, value, target, budget)
-
+    _check(grid, value, targets, budget)
     bad = np.flatnonzero(~np.isfinite(value))
     end = int(bad[0]) if len(bad) else len(value)
+    return [_hit(grid, value, end, goal if lower_is_better else -goal, budget) for goal in targets]
+
+
+def _hit(grid: dict[str, np.ndarray], value: np.ndarray, end: int, goal: float, budget: Mapping[str, float]) -> Hit:
+    """The first crossing among the first `end` evaluations, which are finite."""
     met = np.flatnonzero(value[:end] <= goal)
     if not len(met):
         return _miss(grid, budget, diverged=end < len(value))
@@ -81,7 +96,7 @@ def _miss(grid: dict[str, np.ndarray], budget: Mapping[str, float], diverged: bo
     return Hit(cost, False, dict(cost), dict(cost), diverged=diverged)
 
 
-def _check(grid: dict[str, np.ndarray], value: np.ndarray, target: float, budget: Mapping[str, float]) -> None:
+def _check(grid: dict[str, np.ndarray], value: np.ndarray, targets: Sequence[float], budget: Mapping[str, float]) -> None:
     if value.ndim != 1 or not len(value):
         raise ValueError(
             f"values must be a list of at least one evaluation, got shape {value.shape}: evaluate once before the first update."
@@ -91,7 +106,8 @@ def _check(grid: dict[str, np.ndarray], value: np.ndarray, target: float, budget
             raise ValueError(f"costs[{axis!r}] has {cost.size} entries and values has {value.size}: give one cost per evaluation.")
         if not np.isfinite(cost).all() or (np.diff(cost) < 0).any():
             raise ValueError(f"costs[{axis!r}] must be finite and never decrease: give the cumulative cost at each evaluation.")
-    if not np.isfinite(target):
-        raise ValueError(f"target must be a finite number, got {target}.")
+    for target in targets:
+        if not isfinite(target):
+            raise ValueError(f"target must be a finite number, got {target}.")
     if not any(axis in grid for axis in budget):
         raise ValueError(f"budget names {sorted(budget)} but costs has {sorted(grid)}: give a budget on at least one of these axes.")

@@ -4,11 +4,16 @@ Bootstrap of grouped data: Davison and Hinkley 1997, "Bootstrap Methods and thei
 narrow for few data: Hesterberg 2014, https://arxiv.org/abs/1411.5279.
 """
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 RESAMPLE_WORKLOADS_FROM = 5
+# Every cell of a score is resampled with the same draws, so that no entrant moves another's interval: they are made once. Up to 64 x 2 MB.
+MOST_KEPT, LARGEST_KEPT = 64, 1 << 20
+_KEPT: dict[tuple[int, int, str], tuple[np.ndarray, np.ndarray, dict[str, Any]]] = {}
 
 
 def resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Generator) -> np.ndarray | None:
@@ -53,7 +58,29 @@ def resample(groups: Sequence[np.ndarray], resamples: int, rng: np.random.Genera
 
 
 def _deviations(x: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    n = len(x)
-    deviation = x[rng.integers(0, n, (resamples, n))].mean(axis=1) - x.mean()
+    counts, wider = _drawn(len(x), resamples, rng)
+    total, part = np.zeros(resamples), np.empty(resamples)
+    for value, count in zip(
+        x, counts, strict=True
+    ):  # a matrix product would first make floats of all counts, which costs ten times as much
+        total += np.multiply(count, value, out=part)
+    deviation = total / len(x) - x.mean()
     deviation[np.abs(deviation) < 1e-13 * np.abs(x).max()] = 0.0  # equal values average to themselves only up to rounding
-    return deviation * np.sqrt(n / rng.chisquare(n - 1, resamples))  # sqrt(n/(n-1)) * sqrt((n-1)/chi2)
+    return deviation * wider
+
+
+def _drawn(n: int, resamples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """How often each of n values is in each resample [n, resamples], and by how much each deviation is widened."""
+    state = json.dumps(rng.bit_generator.state, sort_keys=True, default=str)
+    known = _KEPT.get((n, resamples, state))
+    if known is None:
+        picks = rng.integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+        counts = np.bincount(picks.ravel(), minlength=resamples * n).reshape(resamples, n).T
+        wider = np.sqrt(n / rng.chisquare(n - 1, resamples))  # sqrt(n/(n-1)) * sqrt((n-1)/chi2)
+        known = np.ascontiguousarray(counts, np.uint16 if n < 1 << 16 else np.int64), wider, dict(rng.bit_generator.state)
+        if counts.size <= LARGEST_KEPT:
+            if len(_KEPT) >= MOST_KEPT:
+                _KEPT.pop(next(iter(_KEPT)))
+            _KEPT[n, resamples, state] = known
+    rng.bit_generator.state = known[2]  # as if they had been drawn just now
+    return known[0], known[1]

@@ -90,11 +90,13 @@ def speedups(
     level: float = 0.95,
     resamples: int = 20_000,
     seed: int = 0,
+    each: bool = True,
 ) -> Score:
     r"""Paired speed-ups $\exp \overline{\log(c_\mathrm{ref} / c_\mathrm{alg})}$ on one cost axis, with `level` intervals from `resample`.
 
-    Runs are paired by workload and seed (same initial weights and data order). A miss enters at its budget, which makes the ratio a bound;
-    a pair in which both missed says nothing and is left out. Overall: the unweighted geometric mean over workloads.
+    Runs are paired by workload and seed (same initial weights and data order); `each` False leaves out the workloads by themselves. A miss
+    enters at its budget, which makes the ratio a bound; a pair in which both missed says nothing and is left out. Overall: the unweighted
+    geometric mean over workloads.
 
     ValueError for an absent reference, a repeated (workload, algorithm, seed), an axis that no trial has, or a level outside (0, 1).
     """
@@ -112,7 +114,7 @@ def speedups(
         told = {w: p for w, p in pairs.items() if p.logs}
         if len(told) < len(pairs):
             silent[algorithm] = [w for w in pairs if w not in told]
-        for w, p in pairs.items():
+        for w, p in pairs.items() if each else ():
             cells.append(_estimate(algorithm, w, [p], [p], level, resamples, seed))
         overall.append(_estimate(algorithm, None, list(told.values()), list(pairs.values()), level, resamples, seed))
     return Score(reference, axis, level, resamples, seed, tuple(cells), tuple(overall), silent)
@@ -135,6 +137,7 @@ class Pairs:
 
     @classmethod
     def of(cls, ours: dict[int, Trial], theirs: dict[int, Trial], axis: str) -> "Pairs":
+        """The pairs of two algorithms' trials by seed."""
         p = cls([], sum(t.reached for t in ours.values()), len(ours), sum(t.reached for t in theirs.values()), len(theirs))
         p.unpaired = len(ours.keys() ^ theirs.keys())
         for seed in sorted(ours.keys() & theirs.keys()):
@@ -178,14 +181,15 @@ def _estimate(
         high=high,
         p_faster=p_faster,
         bound=bound,
-        verdict=_verdict(low, high, known=draws is not None, pairs=sum(map(len, groups))),
+        verdict=verdict(low, high, known=draws is not None, pairs=sum(map(len, groups))),
         scope="this workload" if workload else "workloads like these" if len(groups) >= RESAMPLE_WORKLOADS_FROM else "these workloads",
         pairs=sum(map(len, groups)),
         **counts,
     )
 
 
-def _verdict(low: float | None, high: float | None, known: bool, pairs: int) -> str:
+def verdict(low: float | None, high: float | None, known: bool, pairs: int) -> str:
+    """In words: which side of 1 the interval lies on, or why nothing is said."""
     if not known:
         return "needs ≥ 2 informative pairs" if pairs else "no pair reached the target"
     if low is not None and low > 1:
@@ -196,6 +200,7 @@ def _verdict(low: float | None, high: float | None, known: bool, pairs: int) -> 
 
 
 def indexed(trials: list[Trial], reference: str, axis: str) -> dict[tuple[str, str], dict[int, Trial]]:
+    """{(workload, algorithm): {seed: trial}}; ValueError for a repeated seed, an absent reference or an unknown axis."""
     table: dict[tuple[str, str], dict[int, Trial]] = defaultdict(dict)
     for t in trials:
         cell = table[t.workload, t.algorithm]
