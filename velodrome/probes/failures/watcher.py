@@ -17,6 +17,12 @@ from torch.overrides import TorchFunctionMode
 ModuleHandler = Callable[[str, nn.Module, Any, Any, Any], None]  # name, module, args, kwargs, output
 FunctionHandler = Callable[[str, Any, Any, Any], None]  # name, args, kwargs, output
 
+# Modules that call no function that anybody watches: to know where a call came from, their coming and going need not be followed.
+SILENT = (
+    *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Embedding, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d),
+    *(nn.Dropout, nn.Identity, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Sequential, nn.ModuleList),
+)
+
 
 class Watcher:
     """Handlers for modules and for functions, together over one or more forward passes: `with watcher.watching(): model(x)`."""
@@ -48,12 +54,12 @@ class Watcher:
         try:
             for name, module in self.named:
                 handlers = [handler for chosen, handler in self.modules if chosen(module)]
-                if self.functions:
+                calls = bool(self.functions) and type(module) not in SILENT
+                if calls:
                     hooks.append(module.register_forward_pre_hook(self._enter(name)))
-                if self.functions or handlers:
-                    hooks.append(
-                        module.register_forward_hook(self._leave(name, handlers), with_kwargs=True, always_call=bool(self.functions))
-                    )
+                if calls or handlers:
+                    hook = self._leave(name, handlers, calls)
+                    hooks.append(module.register_forward_hook(hook, with_kwargs=True, always_call=calls))
             if self.functions:
                 with _Functions(self):
                     yield
@@ -71,9 +77,9 @@ class Watcher:
 
         return hook
 
-    def _leave(self, name: str, handlers: list[ModuleHandler]) -> Callable[..., None]:
+    def _leave(self, name: str, handlers: list[ModuleHandler], calls: bool) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if self.functions:
+            if calls:
                 self._path.pop()
             for handler in handlers:
                 quietly(handler, output, name, module, args, kwargs)
