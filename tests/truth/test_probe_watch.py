@@ -460,7 +460,8 @@ def test_a_run_spends_what_it_may_and_says_how_much_that_was(way):
     spent = seen.spent
     assert spent.overdrawn == 0
     assert spent.seconds == pytest.approx(0.6 * spent.counts["costly"])
-    assert 0.04 < spent.share <= 0.05
+    assert 0.03 < spent.share <= 0.04, "four fifths of the budget, the rest is for what no clock of the process sees"
+    assert spent.budget == 0.05
     assert abs(spent.trained - 398) <= 1, "all but the first steps, which compile and fill caches"
     assert f"{spent.counts['costly']} times" in str(spent)
 

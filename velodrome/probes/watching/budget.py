@@ -89,6 +89,7 @@ class Account:
         self.income = dict.fromkeys(priors, share / max(1, len(priors)))  # seconds earned per second, lately
         self.pool = 0.0  # what nobody saves; negative: a debt
         self.trained = self.spent = self.overdrawn = self.books = 0.0
+        self.deepest = ""  # the measurement that made the deepest debt
         self.rates: deque[float] = deque(maxlen=9)
         self.step = 0.0  # seconds that a training step takes, the median lately
 
@@ -97,13 +98,14 @@ class Account:
         """All that may be spent now, in seconds."""
         return self.share * self.trained - self.spent
 
-    def earn(self, seconds: float, steps: int) -> None:
-        """Training took so long for so many steps, looking not counted."""
+    def earn(self, seconds: float, steps: int, quiet: bool = True) -> None:
+        """Training took so long for so many steps, looking not counted; not `quiet`: they say nothing about how long a step takes."""
         rate = seconds / steps
         if self.rates:
             seconds = min(seconds, PAUSE * self.step * steps)
-        self.rates.append(rate)
-        self.step = median(self.rates)
+        if quiet:
+            self.rates.append(rate)
+            self.step = median(self.rates)
         self.trained += seconds
         self.pool += self.share * seconds
         self._deal(seconds)
@@ -126,8 +128,10 @@ class Account:
         return bool(self.rates) and self.saved[name] >= self.need(name) - 1e-12 and self.credit >= self.need(name)
 
     def due(self, t: int) -> list[str]:
-        """The probes that are measured at step t."""
-        return [name for name in self.saved if t - self.last[name] >= self.every[name] and self.may(name)]
+        """The probes that are measured at step t; of those that never were, and may cost more than is believed, one at a time."""
+        found = [name for name in self.saved if t - self.last[name] >= self.every[name] and self.may(name)]
+        new = [name for name in found if not self.costs[name].count]
+        return [name for name in found if name not in new[1:]]
 
     def wait(self, t: int, longest: int) -> int:
         """Steps to let pass before asking again: until something can be due, and so many that asking is a small part of the budget."""
@@ -140,10 +144,17 @@ class Account:
             soonest = min(soonest, max((self.need(name) - self.saved[name]) / income, self.last[name] + self.every[name] - t))
         return max(1, min(max(least, ceil(soonest)), max(longest, least))) if self.saved else longest
 
+    def charge(self, seconds: float) -> None:
+        """Looking cost so much that no measurement is to blame for: hooks at every step, slower steps after a look, getting ready."""
+        self.spent += seconds
+        self.pool -= seconds
+
     def spend(self, name: str | None, seconds: float, t: int = 0, fraction: float = 1.0) -> None:
         """A measurement of a probe at step t, or (None) deciding, took so long."""
         self.spent += seconds
-        self.overdrawn = max(self.overdrawn, -self.credit)
+        if name is not None and -self.credit > self.overdrawn:
+            which = "first measurement" if name in self.costs and not self.costs[name].count else "measurement"
+            self.overdrawn, self.deepest = -self.credit, f"{which} of {name} at step {t}"
         if name is None:
             self.pool -= seconds
             self.books = seconds if not self.books else self.books + 0.2 * (seconds - self.books)

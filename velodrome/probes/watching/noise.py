@@ -109,7 +109,9 @@ class Noise(Probe):
             seen, self.seen = self.seen, None
             self.noise.add(seen.norms())
         found = self.noise.estimate()
-        label = view.label() if view.told else ""
+        label = view.label() if view.told else view.whose()
+        if view.told and view.ranks.parallel:
+            label = f"{view.size} of {view.examples} examples of each of {view.ranks.size} processes"
         out = {"scale": found.value, "coherence": coherence(found.value)}
         if found.smoothed is not None:
             out["smoothed"] = found.smoothed

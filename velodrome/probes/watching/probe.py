@@ -83,6 +83,10 @@ class View:
         rank = f"process {self.ranks.rank}'s " if self.ranks.parallel else ""
         return f"{self.size} of {rank}{self.examples} examples" if self.size < self.examples or rank else ""
 
+    def whose(self) -> str:
+        """With several processes, which one's own examples a number is about; else nothing."""
+        return f"process {self.ranks.rank}'s own {self.examples} examples" if self.ranks.parallel else ""
+
     def gradients(self) -> dict[str, Tensor]:
         """The gradients, or this process's shards of them; parameters without one are left out."""
         return {name: local(p.grad) for name, p in self.params.items() if p.grad is not None}

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 class Spent:
     """Seconds of looking and of training, both by the watch's own clock, and the parts. `share` is their ratio and `budget` what it may be.
 
-    `overdrawn` is the deepest debt there was, in seconds: 0 unless a measurement cost more than all that was saved.
+    `deciding` when to look, `hooks` at every step and `after`, what steps take longer after a look, are parts that no probe is charged with.
+    `overdrawn` is the deepest debt a measurement made, in seconds, and `deepest` which one: 0 unless one cost more than all that was saved.
     """
 
     seconds: float
     trained: float
     budget: float
     overdrawn: float
+    deepest: str
     deciding: float
+    hooks: float
+    after: float
     probes: dict[str, float]
     counts: dict[str, int]
 
@@ -28,6 +32,11 @@ class Spent:
             f"looked {sum(self.counts.values())} times, {self.seconds:.3g} s or {self.share:.2%} of {self.trained:.3g} s of training "
             f"(budget {self.budget:.2%})"
         ]
-        for name, seconds in sorted(self.probes.items(), key=lambda item: -item[1]):
-            lines.append(f"  {name}: {self.counts[name]} times, {seconds / self.trained if self.trained else 0:.2%}")
-        return "\n".join([*lines, f"  deciding: {self.deciding / self.trained if self.trained else 0:.2%}"])
+        parts = [(f"{name}: {self.counts[name]} times", s) for name, s in sorted(self.probes.items(), key=lambda item: -item[1])]
+        parts += [("deciding", self.deciding), ("hooks", self.hooks), ("slower steps after a look", self.after)]
+        lines += [f"  {what}, {seconds / self.trained if self.trained else 0:.2%}" for what, seconds in parts]
+        if self.overdrawn > 0:
+            lines.append(
+                f"  the {self.deepest} cost {1e3 * self.overdrawn:.3g} ms more than was saved, and nothing was looked at until they were earned"
+            )
+        return "\n".join(lines)
