@@ -1,8 +1,9 @@
 """The runs of a folder as they are written: listed once, then only what changed is read.
 
-What a poll costs does not depend on how much is stored: one listing of the folder, and two `stat`s for each unfinished run, of which those
-that have been quiet take turns. Whether a run is still going is not told from this machine's clock alone, because another machine may have
-written the files: it is running if it changed while we looked, or if its last change is close to now or to the newest of all.
+What a poll costs does not depend on how much is stored: a `stat` of the folder, which is listed when it has changed (and now and then, because
+some file systems tell late), and two for each unfinished run, of which those that have been quiet take turns. Whether a run is still going is
+not told from this machine's clock alone, because another machine may have written the files: it is running if it changed while we looked, or if
+its last change is close to now or to the newest of all.
 """
 
 import os
@@ -19,6 +20,7 @@ from velodrome.web.series import Series
 from velodrome.web.tail import Tail
 
 QUIET = 180.0  # seconds without a row after which a run is no longer called running; the longest pause between evaluations we met is 100 s
+AGAIN = 8  # looks after which the folder is listed although it seems the same
 IN_TURN = 400  # quiet runs, or folders that are no runs, looked at in one poll
 KEPT = 8_000_000  # numbers of finished runs' rows kept in memory: 64 MB
 Stamp = tuple[int, int, int]  # inode, size, nanoseconds
@@ -87,6 +89,9 @@ class Folder:
         self.behind = True
         self.error = ""
         self._live: dict[str, Live] = {}  # by name
+        self._open: dict[str, Live] = {}  # of these, those not finished
+        self._there: dict[str, int] = {}  # folders of the last listing, with their inodes
+        self._stamp, self._looks = NONE, 0
         self._names: dict[str, str] = {}  # by id
         self._strange: dict[str, float] = {}  # folders that are no runs, or not yet; when they were looked at
         self._turn = 0
@@ -97,9 +102,8 @@ class Folder:
     def poll(self, budget: float = 0.25) -> Change:
         """Look once, for about `budget` seconds; what is not done by then is left for the next call."""
         end = time.monotonic() + budget
-        there = self._list()
-        removed = {self._drop(name) for name in [n for n, run in self._live.items() if there.get(n) != run.inode]}
-        self._strange = {n: at for n, at in self._strange.items() if n in there}
+        removed = self._list()
+        there = self._there
         changed: set[str] = set()
         finished: set[str] = set()
         self.behind = False
@@ -117,9 +121,10 @@ class Folder:
                 changed.add(run.id)
                 finished |= {run.id} if run.record.finished else set()
             self.behind |= run.tail.behind
-        for id_, old in list(self.runs.items()):  # went quiet, which no file says
-            if old.state == "running" and self._state(self._live[old.name]) != "running":
-                changed.add(id_)
+        for run in self._open.values():  # one that went quiet, which no file says
+            if run.id in self.runs and self.runs[run.id].state != self._state(run):
+                changed.add(run.id)
+        self._open = {name: run for name, run in self._open.items() if not run.record.finished}
         for id_ in changed:
             self.runs[id_] = self._summary(self._live[self._names[id_]])
         return Change(frozenset(changed), frozenset(removed - changed), frozenset(finished))
@@ -153,7 +158,8 @@ class Folder:
             if (kept := self._kept.get(id_)) is not None:
                 self._kept.move_to_end(id_)
                 return kept
-        series = Series(stored(run.record).rows)
+        log = stored(run.record)
+        series = Series(log.rows, whole=not log.damaged)
         with self._lock:
             self._kept[id_] = series
             while len(self._kept) > 1 and sum(s.size for s in self._kept.values()) > KEPT:
@@ -165,22 +171,31 @@ class Folder:
         run = self._live.get(self._names.get(id_, ""))
         return 0 if run is None else run.tail.damaged
 
-    def _list(self) -> dict[str, int]:
+    def _list(self) -> set[str]:
+        """Bring the listing up to date; ids of the runs that are gone, or were replaced by another folder of the same name."""
+        now = stamp(self.root)
+        self._looks += 1
+        if now == self._stamp and self._looks % AGAIN and not self.error:
+            return set()
+        self._stamp = now
         try:
             with os.scandir(self.root) as entries:
-                there = {e.name: e.inode() for e in entries if not e.name.startswith(".") and e.is_dir()}
+                self._there = {e.name: e.inode() for e in entries if not e.name.startswith(".") and e.is_dir()}
         except OSError as error:
             self.error = f"{self.root} cannot be listed ({error.strerror})."
-            there = {}
+            self._there = {}
         else:
             self.error = ""
-        self.listed = len(there)
-        return there
+        self.listed = len(self._there)
+        self._strange = {n: at for n, at in self._strange.items() if n in self._there}
+        return {self._drop(name) for name in [n for n, run in self._live.items() if self._there.get(n) != run.inode]}
 
     def _unread(self, there: dict[str, int]) -> list[str]:
         """New folders, and those that were no runs when they were looked at: a run may be made while we look."""
         pause = 0.4 * (1 + len(self._strange) / IN_TURN)
         now = time.monotonic()
+        if len(there) == len(self._live):
+            return []
         return [n for n in sorted(there) if n not in self._live and now - self._strange.get(n, float("-inf")) > pause]
 
     def _add(self, name: str, inode: int) -> Live | None:
@@ -194,6 +209,8 @@ class Folder:
         id_ = blake2s(name.encode("utf-8", "surrogateescape"), digest_size=6).hexdigest()
         run = Live(record, id_, inode, Tail(os.fspath(path / "rows.jsonl")))
         self._live[name], self._names[id_] = run, name
+        if not record.finished:
+            self._open[name] = run
         if record.finished:
             run.result = stamp(path / "result.json")
             run.changed = run.result[2] / 1e9
@@ -204,6 +221,7 @@ class Folder:
 
     def _drop(self, name: str) -> str:
         run = self._live.pop(name)
+        self._open.pop(name, None)
         self._names.pop(run.id, None)
         self.runs.pop(run.id, None)
         with self._lock:
@@ -213,9 +231,8 @@ class Folder:
     def _due(self) -> list[Live]:
         """Unfinished runs to look at: all that are going, and some of the quiet ones in turn."""
         now = time.monotonic()
-        open_ = [run for run in self._live.values() if not run.record.finished]
-        going = [run for run in open_ if now - run.seen < QUIET or run.tail.behind]
-        quiet = [run for run in open_ if not (now - run.seen < QUIET or run.tail.behind)]
+        going = [run for run in self._open.values() if now - run.seen < QUIET or run.tail.behind]
+        quiet = [run for run in self._open.values() if not (now - run.seen < QUIET or run.tail.behind)]
         self._turn = self._turn + IN_TURN if self._turn + IN_TURN < len(quiet) else 0
         return going + quiet[self._turn : self._turn + IN_TURN]
 

@@ -6,8 +6,9 @@ about to miss its target, and to count those that already hit it would flatter w
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from hashlib import blake2s
+from math import isfinite
 from threading import Lock
 from typing import Any
 
@@ -16,15 +17,18 @@ import numpy as np
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.records.read import Record
 from velodrome.reports import collect
+from velodrome.reports.race import Curve
 from velodrome.reports.words import answer, times
 from velodrome.web.folder import Folder
-from velodrome.web.series import POINTS, short, thinned
+from velodrome.web.series import POINTS, Series, short, thinned
 
 COLUMNS = {"steps": "t", "examples": "examples", "flops": "flops", "seconds": "seconds"}
 SMALL = 2000  # draws of the intervals that show how they narrowed: their ends then vary by 3 %; the last ones have the report's 20,000
 SEEDS = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # numbers of seeds at which the narrowing is shown
+THIN = 8  # seeds of an algorithm that are drawn as lines of their own; the ribbon is over all
 SHOWN = 40  # versions of a workload that are listed
 ANSWERS = 64  # races kept in memory
+BANDS = 512  # algorithms' curves kept in memory
 
 
 def key(text: str) -> str:
@@ -38,6 +42,9 @@ class Races:
     def __init__(self, folder: Folder):
         self.folder = folder
         self._trials: dict[str, tuple[Record, Trial | None]] = {}
+        self._keys: dict[str, tuple[Record, str]] = {}
+        self._chosen: dict[tuple[str, str], tuple[Any, list[str]]] = {}
+        self._bands: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._answers: OrderedDict[tuple[Any, ...], dict[str, Any]] = OrderedDict()
         self._lock = Lock()  # one score at a time: two would only wait for each other
 
@@ -63,7 +70,7 @@ class Races:
         records, versions = self._records(workload, version)
         if records is None:
             return None
-        state = tuple(sorted((id_, r.finished) for id_, r in records.items()))
+        state = self._state(records)
         asked = (workload, axis, reference, version)
         with self._lock:
             kept = self._answers.get(asked)
@@ -80,10 +87,9 @@ class Races:
         records, _ = self._records(workload, version)
         if records is None or workload == "all":
             return None
-        sound = {id_: r for id_, r in records.items() if isinstance(r.recipe.get("seed"), int)}
-        ids = {id(r): id_ for id_, r in sound.items()}
-        chosen, _ = collect.one_version(list(sound.values()))
         groups: dict[str, list[str]] = {}
+        chosen = [records[id_] for id_ in self._drawn(workload, version, records)]
+        ids = {id(r): id_ for id_, r in records.items()}
         for r in chosen:
             groups.setdefault(str(r.recipe["algorithm"]), []).append(ids[id(r)])
         first = chosen[0].recipe if chosen else {}
@@ -104,7 +110,9 @@ class Races:
         found = {s.id: r for s in chosen if (r := self.folder.known(s.id)) is not None}
         if workload == "all":
             return found, []
-        groups = {key(text): runs for text, runs in collect.grouped(list(found.values()), *collect.SHARED).items()}
+        groups: dict[str, list[Record]] = {}
+        for id_, r in found.items():
+            groups.setdefault(self._version(id_, r), []).append(r)
         order = sorted(groups, key=lambda v: (sum(r.finished for r in groups[v]), len(groups[v])), reverse=True)
         versions = [
             {
@@ -146,26 +154,70 @@ class Races:
             "narrowing": narrowing(trials, over, axis, score),
         }
 
+    def _version(self, id_: str, record: Record) -> str:
+        """What must be equal between runs that are compared, as a short name."""
+        kept = self._keys.get(id_)
+        if kept is None or kept[0] is not record:
+            kept = record, key(next(iter(collect.grouped([record], *collect.SHARED))))
+            self._keys[id_] = kept
+        return kept[1]
+
+    def _state(self, records: dict[str, Record]) -> tuple[Any, ...]:
+        """What must change for a score to change: which runs there are, and when those that are finished were."""
+        runs = self.folder.runs
+        return tuple(sorted((id_, r.finished and id_ in runs and runs[id_].changed) for id_, r in records.items()))
+
+    def _drawn(self, workload: str, version: str, records: dict[str, Record]) -> list[str]:
+        """Ids of the runs that are drawn: of each algorithm its newest version, of each seed one run, finished or not."""
+        state = self._state(records)
+        kept = self._chosen.get((workload, version))
+        if kept is None or kept[0] != state:
+            sound = {id(r): id_ for id_, r in records.items() if isinstance(r.recipe.get("seed"), int)}
+            chosen, _ = collect.one_version([r for id_, r in records.items() if id(r) in sound])
+            kept = state, [sound[id(r)] for r in chosen]
+            self._chosen[workload, version] = kept
+        return kept[1]
+
     def _trial(self, id_: str, record: Record) -> Trial | None:
-        """What a finished run measured, or None where nothing can be measured on it; read once."""
+        """What a finished run measured, or None where nothing can be measured on it (as `collect.flaw` says why); read once."""
         kept = self._trials.get(id_)
         if kept is None or kept[0] is not record:
-            copy = replace(record)  # a record keeps the rows it has read, a copy is thrown away
-            kept = record, collect.trial(copy, collect.curve(copy)) if collect.flaw(copy) is None else None
+            kept = record, _measured(record, self.folder.series(id_))
             self._trials[id_] = kept
         return kept[1]
 
     def _band(self, members: Sequence[str], axis: str) -> dict[str, Any]:
         series = {id_: self.folder.series(id_) for id_ in members}
-        drawn = {id_: (s.column(COLUMNS[axis]), s.column("valid")) for id_, s in series.items()}
         state = {id_: self.folder.runs[id_] for id_ in members if id_ in self.folder.runs}
+        asked = axis, tuple((id_, s.serial, s.n, state[id_].state if id_ in state else "") for id_, s in series.items())
+        if (kept := self._bands.get(asked)) is not None:
+            return kept
+        drawn = {id_: (s.column(COLUMNS[axis]), s.column("valid")) for id_, s in series.items()}
         seeds = []
-        for id_, (x, y) in drawn.items():
+        for id_, (x, y) in list(drawn.items())[:THIN]:
             at = thinned(x, y, POINTS // 2)
             if id_ in state:
                 seeds.append({"run": id_, "seed": state[id_].seed, "state": state[id_].state, "x": short(x[at]), "y": short(y[at])})
         over = {id_ for id_, s in state.items() if s.state not in ("running", "quiet")}
-        return {"seeds": seeds} | band([(x, y, id_ in over) for id_, (x, y) in drawn.items()])
+        found = {"seeds": seeds} | band([(x, y, id_ in over) for id_, (x, y) in drawn.items()])
+        self._bands[asked] = found
+        while len(self._bands) > BANDS:
+            self._bands.popitem(last=False)
+        return found
+
+
+def _measured(record: Record, series: Series) -> Trial | None:
+    recipe, goals = record.recipe, record.recipe.get("targets")
+    named = isinstance(recipe.get("workload"), str) and isinstance(recipe.get("algorithm"), str) and isinstance(recipe.get("seed"), int)
+    aimed = isinstance(goals, list) and goals and all(isinstance(g, int | float) and isfinite(g) for g in goals)
+    steps = recipe.get("steps")
+    if not (named and aimed and isinstance(steps, int) and steps > 0 and isinstance(record.result, dict) and series.whole):
+        return None
+    at, examples, flops, seconds, valid = (series.column(name).tolist() for name in (*COLUMNS.values(), "valid"))
+    try:
+        return collect.trial(record, Curve(recipe["workload"], recipe["algorithm"], recipe["seed"], at, examples, flops, seconds, valid))
+    except (ValueError, TypeError, IndexError):
+        return None
 
 
 def band(curves: Sequence[tuple[np.ndarray, np.ndarray, bool]]) -> dict[str, list[Any]]:

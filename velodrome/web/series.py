@@ -3,6 +3,7 @@
 import json
 from array import array
 from collections.abc import Iterable, Mapping
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,19 @@ from velodrome.records.encoding import NONFINITE
 
 POINTS = 300  # of one curve: more than a chart on a screen has pixels between two of them
 NAN = float("nan")
+_serial = count()
 
 
 class Series:
-    """Columns of numbers of one length, NaN where a row has none. One thread extends, others read: `n` is raised last."""
+    """Columns of numbers of one length, NaN where a row has none. One thread extends, others read: `n` is raised last.
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()):
+    `whole` is False where rows that were recorded can no longer be read.
+    """
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), whole: bool = True):
         self.columns: dict[str, array[float]] = {}
+        self.whole = whole
+        self.serial = next(_serial)  # never used twice, as `id` is
         self.n = 0
         self.extend(rows)
 

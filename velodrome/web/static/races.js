@@ -56,7 +56,7 @@ function open(main, signal) {
     const names = [...new Set([...found.algorithms, ...(drawn?.algorithms ?? []).map((a) => a.algorithm)])];
     if (drawn) {
       members = new Set(drawn.algorithms.flatMap((a) => a.seeds.map((s) => s.run)));
-      await curves.update({ ...bands(drawn, themes, found.reference || "adamw"), about: `${drawn.metric} of ${count(drawn.algorithms.length, "algorithm")}, median and range over seeds.`, caption: "Bold: median over seeds that have come so far, with a ribbon from lowest to highest. Thin: single seeds. Dashed: the target." });
+      await curves.update({ ...bands(drawn, themes, found.reference || "adamw"), about: `${drawn.metric} of ${count(drawn.algorithms.length, "algorithm")}, median and range over seeds.`, caption: "Bold: median over seeds that have come so far, with a ribbon from lowest to highest. Thin: the first eight seeds. Dashed: the target." });
     }
     const shown = one ? found.cells : found.overall;
     speeds.element.hidden = !shown.some((s) => s.speedup !== null);
