@@ -48,7 +48,10 @@ with claim("log_distance"):
                 found += laws
                 mean = {law: 100 * float(np.mean([x.scatter[law] for x in laws])) for law in laws[0].scatter}
                 rates, exponents = [x.rate.value for x in laws], [x.exponent.value for x in laws]
-                span = [f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" for v in (rates, exponents)]
+                span = [
+                    f"{np.mean(v):.3f} ({min(v):.3f} to {max(v):.3f})" if np.isfinite(v).all() else "not identified"
+                    for v in (rates, exponents)
+                ]
                 rows.append([name, batch, f"{rate:.3g}", *span, *(f"{v:.2f}" for v in mean.values()), ", ".join(x.better for x in laws)])
     scatters = [f"{law}, %" for law in found[0].scatter]
     table(["task", "batch", "rate", "b per e-fold", "exponent c", *scatters, "better, by seed"], rows)
