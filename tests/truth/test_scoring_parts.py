@@ -100,8 +100,17 @@ def test_the_interval_of_a_hit_rate_is_wilsons():
 
 
 def test_the_restricted_ratio_counts_misses_at_the_horizon():
-    found = censored.table(trials({("w", "ref"): [100, 100], ("w", "a"): [50, None]}, budget=200.0), "steps")
-    assert censored.ratios(found, "ref") == {"ref": 1.0, "a": pytest.approx(100 / 125)}
+    misses = trials({("w", "ref"): [100, 100], ("w", "a"): [50, None]}, budget=200.0)
+    assert censored.ratios(misses, "steps", "ref") == {"ref": 1.0, "a": pytest.approx(100 / 125)}
+    assert [(r.algorithm, r.hits, r.restricted, r.horizon) for r in censored.table(misses, "steps")] == [
+        ("ref", 2, 100, 200),
+        ("a", 1, 125, 200),
+    ]
+
+
+def test_nothing_is_said_beyond_the_longest_run_of_an_algorithm_that_missed():
+    table = trials({("w", "ref"): [100, None], ("w", "slow"): [900, 900]}, budget=110.0)
+    assert censored.ratios(table, "steps", "ref")["slow"] == pytest.approx(105 / 110)
 
 
 # profile

@@ -56,28 +56,42 @@ def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
 
 
 def table(trials: Iterable[Trial], axis: str) -> list[Reached]:
-    """One entry for each workload and algorithm with that cost; the horizon is the workload's largest cost, the same for all of its algorithms."""
-    cells: dict[tuple[str, str], list[Trial]] = {}
-    for t in trials:
-        if axis in t.cost and not t.at_start:
-            cells.setdefault((t.workload, t.algorithm), []).append(t)
-    horizon: dict[str, float] = {}
-    for (w, _), ts in cells.items():
-        horizon[w] = max(horizon.get(w, 0.0), *(t.cost[axis] for t in ts))
+    """One entry for each workload and algorithm with that cost; the horizon, one for each workload, is as far as all of its algorithms are known."""
+    cells = _cells(trials, axis)
     found = []
     for (w, a), ts in cells.items():
-        if horizon[w] > 0:
+        h = _horizon([other for (x, _), other in cells.items() if x == w], axis)
+        if h > 0:
             hits = sum(t.reached for t in ts)
-            mean = restricted_mean([t.cost[axis] for t in ts], [t.reached for t in ts], horizon[w])
-            found.append(Reached(w, a, hits, len(ts), hits / len(ts), *wilson(hits, len(ts)), mean, horizon[w]))
+            found.append(Reached(w, a, hits, len(ts), hits / len(ts), *wilson(hits, len(ts)), _mean(ts, axis, h), h))
     return found
 
 
-def ratios(found: Iterable[Reached], reference: str) -> dict[str, float]:
-    """Geometric mean over workloads of the reference's restricted mean over the algorithm's: a speed-up in which misses count as the horizon."""
-    means = {(r.workload, r.algorithm): r.restricted for r in found}
+def ratios(trials: Iterable[Trial], axis: str, reference: str) -> dict[str, float]:
+    """Geometric mean over workloads of the reference's restricted mean over the algorithm's: a speed-up in which misses count as the horizon, which is
+    as far as both are known."""
+    cells = _cells(trials, axis)
     logs: dict[str, list[float]] = {}
-    for (w, a), mean in means.items():
-        if (w, reference) in means and mean > 0 and means[w, reference] > 0:
-            logs.setdefault(a, []).append(log(means[w, reference] / mean))
+    for (w, a), ts in cells.items():
+        theirs = cells.get((w, reference))
+        if theirs and (h := _horizon([ts, theirs], axis)) > 0:
+            logs.setdefault(a, []).append(log(_mean(theirs, axis, h) / _mean(ts, axis, h)))
     return {a: exp(float(np.mean(x))) for a, x in logs.items()}
+
+
+def _cells(trials: Iterable[Trial], axis: str) -> dict[tuple[str, str], list[Trial]]:
+    cells: dict[tuple[str, str], list[Trial]] = {}
+    for t in trials:
+        if t.cost.get(axis, 0.0) > 0 and not t.at_start:
+            cells.setdefault((t.workload, t.algorithm), []).append(t)
+    return cells
+
+
+def _mean(trials: Sequence[Trial], axis: str, horizon: float) -> float:
+    return restricted_mean([t.cost[axis] for t in trials], [t.reached for t in trials], horizon)
+
+
+def _horizon(sides: Sequence[Sequence[Trial]], axis: str) -> float:
+    """Beyond its longest run an algorithm is known only if all of its runs had reached the target."""
+    longest = [max((t.cost[axis], not t.reached) for t in side) for side in sides]
+    return min((c for c, missed in longest if missed), default=max(c for c, _ in longest))

@@ -1,17 +1,21 @@
 """Run folders -> Race: hits, curves, time splits, score. Reads records and nothing else, so a race can be reported again at any time."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 import numpy as np
 
+from velodrome.bench import targets
 from velodrome.bench.hitting import time_to_target
-from velodrome.bench.score import Trial, speedups, summary
+from velodrome.bench.score import Score, Trial, speedups, summary
+from velodrome.bench.targets import Watched
 from velodrome.records.read import Record, columns
 from velodrome.reports.race import AXES, Curve, Race, Split, Task
+from velodrome.reports.standing import Standing, standing
 from velodrome.reports.words import joined
 
 REFERENCE = "adamw"
@@ -40,18 +44,52 @@ def race(
         raise ValueError(f"there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.{reasons}")
     curves = [curve(r) for r in chosen]
     trials = [trial(r, c) for r, c in zip(chosen, curves, strict=True)]
+    score = speedups(trials, reference, axis)
+    more = place([watched(r, c) for r, c in zip(chosen, curves, strict=True)], reference, axis, score=score)
     return Race(
         algorithms=list(dict.fromkeys(t.algorithm for t in trials)),
         workloads=list({r.recipe["workload"]: task(r) for r in chosen}.values()),
         curves=curves,
         splits=splits(chosen),
         trials=trials,
-        score=speedups(trials, reference, axis),
+        score=score,
         summary=summary(trials),
         environment=environment(chosen),
         command=command,
-        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen)],
+        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen), *more.notes],
+        standing=more,
     )
+
+
+def watched(r: Record, c: Curve) -> Watched:
+    """One run as it is read at several targets."""
+    return Watched(
+        c.workload, c.algorithm, c.seed, r.recipe["targets"], {axis: getattr(c, axis) for axis in AXES}, c.valid, r.recipe["steps"]
+    )
+
+
+def place(runs: Sequence[Watched], reference: str, axis: str, notes: Sequence[str] = (), score: Score | None = None) -> Standing:
+    """What these runs say: speed-ups, other targets, all pairs, misses, variants, and tuning where one algorithm was raced with several options."""
+    by_level = targets.trials(runs)
+    pools, budget = settings(by_level["hard"])
+    return standing(by_level, reference, axis, pools=pools, budget=budget, notes=notes, score=score)
+
+
+def settings(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, list[float]]], dict[str, dict[str, float]]]:
+    """(costs by (workload, algorithm without options) and axis, budgets by workload): each set of options is one trial, its median seed counts."""
+    cells: dict[tuple[str, str, str], list[Trial]] = {}
+    budget: dict[str, dict[str, float]] = {}
+    for t in trials:
+        cells.setdefault((t.workload, re.split(r"[(]", t.algorithm)[0], t.algorithm), []).append(t)
+        own = budget.setdefault(t.workload, {})
+        for axis, c in t.cost.items():
+            own[axis] = max(own.get(axis, 0.0), c)
+    pools: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for (workload, name, _), seeds in cells.items():
+        for axis in {a for t in seeds for a in t.cost}:
+            costs = sorted(t.cost[axis] if t.reached else inf for t in seeds if axis in t.cost)
+            pools.setdefault((workload, name), {}).setdefault(axis, []).append(costs[len(costs) // 2])
+    return pools, budget
 
 
 def usable(records: Iterable[Record]) -> tuple[list[Record], list[str]]:

@@ -19,7 +19,8 @@ from typing import Any
 from velodrome.bench.score import Row, Speedup
 from velodrome.data.folder import cache as cache_folder
 from velodrome.records.disk import replace
-from velodrome.reports import charts
+from velodrome.reports import charts, standing_page
+from velodrome.reports.cards import figure
 from velodrome.reports.race import AXES, Race
 from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
 
@@ -79,7 +80,7 @@ def _specs(race: Race) -> dict[str, Any]:
         specs["intervals"] = {"spec": charts.intervals(race).to_dict(), "switches": False}
     timed = {s.workload for s in race.splits}
     specs |= {f"split-{i}": {"spec": charts.time_split(race, w).to_dict()} for i, w in enumerate(race.workloads) if w.name in timed}
-    return specs
+    return specs | (standing_page.specs(race.standing) if race.standing else {})
 
 
 def _body(race: Race) -> str:
@@ -103,6 +104,7 @@ def _body(race: Race) -> str:
             '<p class="soft">Bold: median while all seeds run, with a ribbon from lowest to highest. Thin: single seeds, to their end. Dots: where a seed '
             "reached the target. Click a name to highlight it; Alt + scroll zooms, drag moves, double click resets.</p>",
             estimates,
+            standing_page.sections(race.standing) if race.standing else "",
             f'<h2>Where the time went</h2><div class="grid">{splits}</div>' if splits else "",
             _reading(race),
             _repeat(race),
@@ -120,13 +122,6 @@ def _curves(race: Race) -> list[str]:
 def _intervals(race: Race) -> str:
     caption = f"{race.score.level:.0%} intervals. Right of 1×: faster. Triangles are bounds, where a run missed its target."
     return f'<div class="grid">{figure("intervals", "", caption)}</div>'
-
-
-def figure(name: str, title: str, caption: str) -> str:
-    """A card with the place of the chart `name`; texts are escaped here."""
-    head = f"<h3>{escape(title)}</h3>" if title else ""
-    text = f'<span class="soft">{escape(caption)}</span>' if caption else ""
-    return f'<figure class="card"><figcaption>{head}{text}</figcaption><div class="chart" id="{name}"></div></figure>'
 
 
 def _switch(race: Race) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from velodrome.bench.score import Row, Score, Trial
+from velodrome.reports.standing import Standing
 
 AXES = {"steps": "Steps", "examples": "Examples", "flops": "FLOPs", "seconds": "Seconds"}
 
@@ -51,7 +52,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Race:
-    """One comparison. `summary` and `score` come from `bench.score`; `trials` mark the hits in the curves; everything else is shown as given."""
+    """One comparison. `summary` and `score` come from `bench.score`; `trials` mark the hits in the curves; `standing` is what
+    else the score says; everything else is shown as given."""
 
     algorithms: Sequence[str]
     workloads: Sequence[Task]
@@ -64,3 +66,4 @@ class Race:
     command: str = ""
     notes: Sequence[str] = ()
     title: str = "Velodrome race"
+    standing: Standing | None = None
