@@ -490,8 +490,12 @@ def test_a_race_is_scored_again_only_when_a_run_has_finished(tmp_path, monkeypat
     before = len(scored)
     finish(late, 61, 1.1)
     folder.poll()
+    races._answers[key("digits"), "steps", "", ""]["until"] = float("inf")  # it was scored only now
+    assert races.race(key("digits"), "steps", "", "") == {**first, "unfinished": 0, "stale": True}
+    races._answers[key("digits"), "steps", "", ""]["until"] = 0.0
     again = races.race(key("digits"), "steps", "", "")
     assert len(scored) > before
+    assert not again["stale"]
     assert (first["cells"][0]["pairs"], again["cells"][0]["pairs"]) == (1, 2)
 
 

@@ -23,6 +23,8 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 KINDS = {".js": "text/javascript", ".css": "text/css", ".html": "text/html", ".svg": "image/svg+xml"}
 JSON = "application/json"
+OPENING = b"""<!doctype html><html lang="en"><title>Velodrome</title><link rel="icon" href="data:,">
+<meta http-equiv="refresh" content="0;url=/"><p><a href="/">Open</a></p>"""
 
 
 class App:
@@ -69,8 +71,7 @@ class App:
             await _send(send, refused[0], refused[1].encode() + b"\n", "text/plain", extra)
         elif path == "/" and "token" in query:
             # Not a redirect: one that follows a link from another site would arrive without the Strict cookie.
-            body = b'<!doctype html><html lang="en"><title>Velodrome</title><meta http-equiv="refresh" content="0;url=/"><p><a href="/">Open</a></p>'
-            await _send(send, 200, body, "text/html", {"set-cookie": self.guard.set_cookie})
+            await _send(send, 200, OPENING, "text/html", {"set-cookie": self.guard.set_cookie})
         elif path == "/api/events":
             await _stream(send, receive, self.feed.events())
         elif path in self.assets:

@@ -4,6 +4,7 @@ Scores are those of `velodrome report`: the same choice of runs, the same bootst
 about to miss its target, and to count those that already hit it would flatter whoever is fast or lost.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +27,7 @@ COLUMNS = {"steps": "t", "examples": "examples", "flops": "flops", "seconds": "s
 SMALL = 2000  # draws of the intervals that show how they narrowed: their ends then vary by 3 %; the last ones have the report's 20,000
 SEEDS = (2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 100)  # numbers of seeds at which the narrowing is shown
 THIN = 8  # seeds of an algorithm that are drawn as lines of their own; the ribbon is over all
+REST = 4  # times what a score took before it is computed again: at most a fifth of a core, however many runs finish
 SHOWN = 40  # versions of a workload that are listed
 ANSWERS = 64  # races kept in memory
 BANDS = 512  # algorithms' curves kept in memory
@@ -74,13 +76,16 @@ class Races:
         asked = (workload, axis, reference, version)
         with self._lock:
             kept = self._answers.get(asked)
-            if kept is None or kept["state"] != state:
+            now = time.monotonic()
+            if kept is None or (kept["state"] != state and now > kept["until"]):
                 kept = {"state": state, **self._race(records, axis, reference), "versions": versions}
+                kept["until"] = time.monotonic() + REST * (time.monotonic() - now)
                 self._answers[asked] = kept
                 while len(self._answers) > ANSWERS:
                     self._answers.popitem(last=False)
         running = sum(not r.finished for r in records.values())
-        return {name: value for name, value in kept.items() if name != "state"} | {"unfinished": running, "axis": axis}
+        told = {name: value for name, value in kept.items() if name not in ("state", "until")}
+        return told | {"unfinished": running, "axis": axis, "stale": kept["state"] != state}
 
     def curves(self, workload: str, axis: str, version: str) -> dict[str, Any] | None:
         """Median over seeds with its range for each algorithm, of at most 300 points, and each seed's own curve, all over one cost."""

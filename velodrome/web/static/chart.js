@@ -27,7 +27,7 @@ export class Chart {
     this.details = details;
     const kinds = [["PNG", () => this.picture("png")], ["SVG", () => this.picture("svg")], ["CSV", () => this.csv()], ["JSON", () => this.json()]];
     const buttons = kinds.map(([kind, make]) => h("button", { type: "button", class: "plain", "aria-label": `Download ${title} as ${kind}`, onclick: make }, kind));
-    this.element = h("figure", { class: "card" }, h("figcaption", {}, h("h3", {}, title), this.caption), this.box, h("div", { class: "tools" }, details, h("span", { class: "downloads" }, buttons)));
+    this.element = h("figure", { class: "card" }, h("figcaption", {}, h("h2", {}, title), this.caption), this.box, h("div", { class: "tools" }, details, h("span", { class: "downloads" }, buttons)));
     drawn.add(this);
     signal?.addEventListener("abort", () => { drawn.delete(this); this.view?.finalize(); this.gone = true; });
   }

@@ -37,7 +37,7 @@ export function select(label, name, options, chosen, change) {
   return h("label", { class: "field" }, h("span", {}, label), h("select", { name, "data-key": name, onchange: (event) => change(event.target.value) }, items));
 }
 
-let last = 0;
+let last = -Infinity;
 export function say(text) {
   // A screen reader that is told every row says nothing else any more.
   if (performance.now() - last < 5000) return;

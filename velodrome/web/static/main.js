@@ -41,7 +41,7 @@ async function refresh() {
   busy = true;
   const mine = view;
   try {
-    await mine.refresh(state());
+    if (await mine.refresh(state())) setTimeout(soon, 2 * REST); // what was told will be told anew
     document.title = `${main.querySelector("h1")?.textContent ?? "Runs"} · Velodrome`;
   } catch (error) {
     if (error.name !== "AbortError" && mine === view) main.replaceChildren(h("h1", {}, "That did not work"), h("p", {}, error.message));

@@ -74,6 +74,7 @@ function open(main, signal) {
       fill(board, [found.rows, found.cells, found.overall], () => (found.algorithms.length ? leaderboard(found, one) : null));
       fill(notes, found.notes, () => [found.algorithms.length ? h("p", { class: "soft" }, `Only finished runs count. Medians over seeds of the cost to the target; ≥ and ≤ rest on a run that missed it. The interval speaks about ${found.scope || "these workloads"}.`) : null, ...found.notes.map((text) => h("p", { class: "soft" }, text))]);
       await draw(found, asked, themes);
+      return found.stale;
     },
     touched: (message) => message.removed.length > 0 || message.runs.some((r) => (one ? members.has(r.id) || r.workload === workload : r.state !== "running")),
   };
