@@ -92,7 +92,7 @@ def _place(root: Path) -> Path:
 def _load(root: Path) -> dict[str, tuple[Stamp, Columns]]:
     """What was kept of this folder; nothing where there is none or it cannot be read."""
     try:
-        with np.load(_place(root), allow_pickle=False) as file:
+        with np.load(io.BytesIO(_place(root).read_bytes()), allow_pickle=False) as file:
             index, values = json.loads(file["index"].tobytes()), file["values"]
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return {}

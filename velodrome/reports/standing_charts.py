@@ -56,5 +56,5 @@ def colors(algorithms: Sequence[str], reference: str) -> Any:
     alt = altair()
     others = [a for a in algorithms if a != reference]
     shade = {a: PALETTE[i % len(PALETTE)] for i, a in enumerate(others)} | {reference: REFERENCE}
-    legend = alt.Legend(orient="top", title=None, columns=4, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
+    legend = alt.Legend(orient="top", title=None, columns=3, symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1)
     return alt.Color("algorithm:N", scale=alt.Scale(domain=list(algorithms), range=[shade[a] for a in algorithms]), legend=legend)
