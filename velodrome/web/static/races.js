@@ -58,7 +58,7 @@ function open(main, signal) {
       members = new Set(drawn.algorithms.flatMap((a) => a.seeds.map((s) => s.run)));
       await curves.update({ ...bands(drawn, themes, found.reference || "adamw"), about: `${drawn.metric} of ${count(drawn.algorithms.length, "algorithm")}, median and range over seeds.`, caption: "Bold: median over seeds that have come so far, with a ribbon from lowest to highest. Thin: the first eight seeds. Dashed: the target." });
     }
-    const shown = one ? found.cells : found.overall;
+    const shown = [...(one ? found.cells : found.overall)].sort((a, b) => (b.speedup ?? 0) - (a.speedup ?? 0));
     speeds.element.hidden = !shown.some((s) => s.speedup !== null);
     narrow.element.hidden = !found.narrowing.length;
     if (!speeds.element.hidden) await speeds.update({ ...intervals(shown, names, themes, found), about: shown.map((s) => `${s.algorithm} ${s.text}`).join("; "), caption: "95 % intervals. Right of 1×: faster than the reference. Triangles are bounds, where a run missed its target." });
@@ -69,7 +69,7 @@ function open(main, signal) {
       const [found, themes, { workloads }] = await Promise.all([get("race", { id, axis: asked.axis, over: asked.over, version: asked.version }, signal), look(), get("races", {}, signal)]);
       const about = workloads.find((w) => w.id === id);
       workload = about?.name ?? "";
-      fill(top, [found.answer, workload, found.unfinished], () => [h("p", { class: "kicker" }, h("a", { href: link({ view: "races" }), "data-go": true }, "Races"), ` · ${one ? workload : "all workloads"} · ${found.unfinished ? `${count(found.unfinished, "run")} still open` : "all runs finished"}`), h("h1", {}, found.answer)]);
+      fill(top, [found.answer, workload, found.unfinished], () => [h("p", { class: "kicker" }, h("a", { href: link({ view: "races" }), "data-go": true }, "Races"), ` · ${one ? workload : "all workloads"} · ${found.unfinished ? `${count(found.unfinished, "run")} still open` : "all runs finished"}`), h("h1", { class: found.answer.length > 160 ? "long" : null }, found.answer)]);
       fill(bar, [found.axis, found.reference, found.algorithms, found.versions, asked.version], () => [...controls(found, asked), one ? h("a", { class: "button", href: link({ view: "runs", workload }), "data-go": true }, "Its runs") : null].filter(Boolean));
       fill(board, [found.rows, found.cells, found.overall], () => (found.algorithms.length ? leaderboard(found, one) : null));
       fill(notes, found.notes, () => [found.algorithms.length ? h("p", { class: "soft" }, `Only finished runs count. Medians over seeds of the cost to the target; ≥ and ≤ rest on a run that missed it. The interval speaks about ${found.scope || "these workloads"}.`) : null, ...found.notes.map((text) => h("p", { class: "soft" }, text))]);

@@ -7,7 +7,8 @@ export function colours(names, themes, reference) {
   return { domain: names, range };
 }
 
-const legend = (columns = 4) => ({ orient: "top", title: null, symbolType: "stroke", symbolStrokeWidth: 3, symbolOpacity: 1, columns });
+const narrow = () => innerWidth < 520;
+const legend = (columns = 4) => ({ orient: "top", title: null, symbolType: "stroke", symbolStrokeWidth: 3, symbolOpacity: 1, columns: narrow() ? Math.ceil(columns / 2) : columns });
 
 // From the best value to the worst first one, logarithmic where that spans a factor of three; rounded, so that a row rarely moves it.
 function window_(values, firsts, target) {
@@ -50,9 +51,11 @@ export function lines(series, titles, themes, { zero = false, log = false } = {}
   const names = series.map((s) => s.label);
   const values = series.flatMap((s) => s.y).filter((v) => v !== null);
   const positive = values.length && Math.min(...values) > 0 && Math.max(...values) > 20 * Math.min(...values);
+  const size = values.length ? Math.max(...values.map(Math.abs)) : 1;
+  const format = size >= 1e4 ? "~s" : size < 1e-3 ? "~e" : "~r"; // "~g" would write 1e+1 on a coarse axis
   const scale = log && positive ? { type: "log", nice: false } : { zero };
   const x = { field: "x", type: "quantitative", title: titles.x, axis: { format: titles.x === "seconds" ? "~r" : "~s", tickCount: 5, labelOverlap: true }, scale: { nice: false } };
-  const y = { field: "y", type: "quantitative", title: titles.y, scale, axis: { tickCount: 6, format: "~g" } };
+  const y = { field: "y", type: "quantitative", title: titles.y, scale, axis: { tickCount: 6, format } };
   const color = { field: "series", type: "nominal", sort: names, scale: colours(names, themes), legend: names.length > 1 ? { ...legend(2), labelLimit: 300 } : null };
   const tooltip = [{ field: "series" }, { field: "x", type: "quantitative", title: titles.x, format: ".4~s" }, { field: "y", type: "quantitative", title: titles.y, format: ".5~g" }];
   const rows = series.flatMap((s) => s.x.map((at, i) => ({ series: s.label, x: at, y: s.y[i], ...(s.low ? { low: s.low[i], high: s.high[i] } : {}) })));
@@ -97,7 +100,7 @@ export function narrowing(found, names, themes, { reference }) {
   const scale = { type: "log", domain: domain(found), nice: false };
   const y = { field: "speedup", type: "quantitative", title: `speed-up over ${reference}`, scale, axis: ratios(scale.domain) };
   const x = { field: "seeds", type: "ordinal", title: "seeds", axis: { labelAngle: 0 }, scale: { paddingInner: 0.2 } };
-  const color = { field: "algorithm", type: "nominal", scale: colours([...names].sort(), themes, reference), legend: { orient: "top", title: null, columns: 4, symbolType: "circle", values: [...new Set(found.map((r) => r.algorithm))].sort() } };
+  const color = { field: "algorithm", type: "nominal", scale: colours([...names].sort(), themes, reference), legend: { orient: "top", title: null, columns: narrow() ? 2 : 4, symbolType: "circle", values: [...new Set(found.map((r) => r.algorithm))].sort() } };
   const xOffset = { field: "algorithm", type: "nominal" };
   const tooltip = [{ field: "algorithm" }, { field: "seeds" }, ...["speedup", "low", "high"].map((field) => ({ field, type: "quantitative", format: ".3~g" }))];
   const layer = [
