@@ -169,6 +169,41 @@ def test_a_reading_leaves_model_gradients_and_state_as_they_were_bit_for_bit():
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize(
+    "make", [torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad, adamw], ids=["AdamW", "RMSprop", "Adagrad", "ours"]
+)
+def test_rows_that_the_optimizer_has_not_met_are_left_out_and_counted(make, scale):
+    """Words 0 to 5 are trained on (with gradients clipped to a thousandth, too), 6 and 7 are only looked at: over P of eps their curvature is endless."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(8, 4), nn.Flatten(), nn.Linear(12, 3)).double()
+    optimizer, y = make(model.parameters(), 1e-3), torch.randint(3, (32,))
+    met, both = torch.randint(6, (32, 3)), torch.randint(8, (32, 3))
+    for _ in range(5):
+        optimizer.zero_grad()
+        (scale * cross_entropy(model(met), y).mean()).backward()
+        optimizer.step()
+    seen = Objective(model, cross_entropy, (both, y))
+    found = edge(seen, optimizer, tol=1e-8, products=60)
+    assert found.unmet == 2 * 4
+    assert found.ratio.note.startswith("without 8 weights")
+    assert float(found.vector[24:32].norm()) < 1e-6  # what is left of the random start
+    p = preconditioner(optimizer, seen.params)
+    group = optimizer.param_groups[0]
+    lr = threshold(optimizer, group).scale  # one for all but the chain's biases, whose decay is none
+    known = torch.cat([torch.ones(24), torch.zeros(8), torch.ones(39)]).double()
+    root = (known * lr / p).sqrt()
+    truth = float(torch.linalg.eigvalsh(root[:, None] * hessian(seen).dense() * root)[-1])
+    assert found.ratio.value == pytest.approx(truth, rel=1e-4)
+    assert edge(Objective(model, cross_entropy, (met, y)), optimizer).unmet == 0
+
+
+def test_gradient_descent_leaves_nothing_out_however_large_its_gradients_are():
+    model, x, y = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    assert edge(Objective(model, lambda o, t: 1e6 * cross_entropy(o, t), (x, y)), optimizer).unmet == 0
+
+
 def test_what_has_no_threshold_is_refused():
     model, x, y = net()
     objective = Objective(model, cross_entropy, (x, y))

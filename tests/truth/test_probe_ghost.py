@@ -219,6 +219,24 @@ def test_under_autocast_norms_are_right_to_the_precision_of_bfloat16():
     assert near(seen.norms.squared, true, 0.03)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_products_of_bfloat16_weights_are_those_of_float64_to_its_precision(parts):
+    torch.manual_seed(0)
+    y = torch.randint(4, (12,))
+    for model, x in (
+        (nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 4)), torch.randn(12, 5)),
+        (nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(64, 4)), torch.randn(12, 2, 6, 6)),
+        (nn.Sequential(nn.Embedding(9, 4), nn.RMSNorm(4), nn.Flatten(), nn.Linear(12, 4)), torch.randint(9, (12, 3))),
+    ):
+        sums = []
+        for dtype in (torch.bfloat16, torch.float64):
+            inputs = x.to(torch.bfloat16).to(dtype) if x.is_floating_point() else x
+            batches = [(inputs[i::parts], y[i::parts]) for i in range(parts)]
+            model = model.to(torch.bfloat16).to(dtype)
+            sums.append(gradient_norms(Objective(model, lambda o, t: cross_entropy(o.double(), t), batches), inner=True)[0].inner)
+        assert near(*sums, 0.05)
+
+
 def test_batch_norm_in_training_and_counts_over_the_batch_are_refused_by_name():
     x, y = pictures()
     with pytest.raises(ValueError, match="batch mixes the examples"):

@@ -1,5 +1,7 @@
 """Curvature as the optimizer feels it: P against the steps that torch's and our optimizers make, and the operator against the dense product."""
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -20,7 +22,9 @@ from velodrome.optim.sgd import sgd
 from velodrome.probes.curvature.hessian import hessian
 from velodrome.probes.curvature.operator import Matrix
 from velodrome.probes.curvature.preconditioned import preconditioned, preconditioner
+from velodrome.probes.edge.update import coming_update
 from velodrome.probes.objective import Objective
+from velodrome.probes.updates.rounding import rounding
 
 LR = 0.01
 KNOWN = {
@@ -199,3 +203,34 @@ def test_what_has_no_diagonal_is_refused_in_one_sentence():
     model.zero_grad()
     with pytest.raises(ValueError, match="between backward and step"):
         preconditioned(H, torch.optim.Adam(model.parameters()), before_step=True)
+
+
+class Counting(torch.optim.SGD):
+    """A user's optimizer with attributes of its own, which its step needs."""
+
+    def __init__(self, params, lr):
+        self.made = [0]
+        super().__init__(params, lr)
+
+    def step(self, closure=None):
+        self.made.append(len(self.made))
+        return super().step(closure)
+
+
+def test_the_coming_step_of_a_users_own_optimizer_is_found_and_its_attributes_stay_as_they_were():
+    model, batch = problem()
+    optimizer = Counting(model.parameters(), LR)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # hangs a step on the instance
+    backward(model, batch)
+    (change, *_) = coming_update(optimizer, list(model.parameters()))
+    assert torch.equal(change, (model[0].weight.detach() - LR * model[0].weight.grad) - model[0].weight.detach())
+    with pytest.raises(ValueError, match="Counting has no diagonal P"):
+        preconditioner(optimizer, dict(model.named_parameters()), before_step=True)
+    assert optimizer.made == [0]
+    with rounding(optimizer, model.to(torch.bfloat16)) as lost:
+        pass
+    assert set(lost.numbers) == {n for n, _ in model.named_parameters()}
+    assert optimizer.made == [0]
+    optimizer.handle = threading.Lock()
+    with pytest.raises(ValueError, match=r"Counting\.handle cannot be copied"):
+        coming_update(optimizer, list(model.parameters()))

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from velodrome.commands.inside.part import Part, Scene, reading
-from velodrome.probes.curvature.preconditioned import preconditioner
 from velodrome.probes.edge.batch_sharpness import FEWEST, batch_sharpness
 from velodrome.probes.edge.critical import critical_sharpness
 from velodrome.probes.edge.gauge import Edge
@@ -19,8 +18,6 @@ from velodrome.reports.inside import Chart
 from velodrome.train import Step
 
 TOPIC = "Edge of stability"
-# Of the median of P. A unit that is silent in the batches so far and not in those looked at has curvature over next to nothing; once it wakes, P rises.
-UNSEEN = 1e-3
 LEVELS: dict[str, Any] = {"below the edge": "fine", "at the edge": "watch", "above": "sick", "not separable": "remark"}
 
 
@@ -39,13 +36,10 @@ class EdgeReader:
         try:
             products = None if self.last is None else 8
             found = gauge(self.scene.few, optimizer, last=self.last, before_step=True, products=products)
-            p = preconditioner(optimizer, self.scene.few.params, before_step=True)
         except ValueError as error:
             return str(error)
         except Exception as error:  # an optimizer of the user's own, whose copy cannot make a step
             return f"no threshold of stability could be read for {type(optimizer).__name__} ({cause(error)})"
-        if float(found.vector[p < UNSEEN * p.median()].square().sum()) > 0.5:
-            return "the sharpest direction is one in which the optimizer has seen no gradient yet, so its second moment says nothing of the step there"
         self.last = found
         return found
 

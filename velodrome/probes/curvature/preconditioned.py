@@ -4,7 +4,6 @@ P is what the update divides by, $\theta \gets \theta - \eta P^{-1} m$, where m 
 Adam $P = (1-\beta_1^t)(\sqrt{v/(1-\beta_2^t)} + \epsilon)$, both corrections included, so that a recent start needs no special case.
 """
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from velodrome.optim.radam import rectification
 from velodrome.optim.rule import is_sharded
 from velodrome.probes.curvature.curvature import Curvature
 from velodrome.probes.curvature.operator import Operator
+from velodrome.probes.twin import twin_of
 
 State = Mapping[str, Any]
 Option = Callable[[str], Any]
@@ -111,6 +111,28 @@ def preconditioner(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor
     return torch.cat(found)
 
 
+def most_divided(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> Tensor:
+    r"""The largest $|g|/P$ that a gradient can have once the optimizer has met it (n,): $1/(1-\beta_1) + 1/\sqrt{1-\beta_2}$ for Adam and its like.
+
+    After one gradient the second moment is $(1-\beta_2)\,g^2$ at least. A ratio above that is a P that has not seen such a gradient, and will not be what
+    the step divides by when it comes. Infinite for rules whose P is no size of gradients (SGD, AdaBelief, RAdam, centred RMSProp).
+    """
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    return torch.cat([torch.full_like(p, _most(optimizer, groups[id(p)])).flatten() for p in params.values()])
+
+
+def _most(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:
+    rule = _rule(optimizer, group)
+    option: Option = lambda key: group.get(f"{rule}.{key}", group.get(key))  # noqa: E731
+    if rule in ("adam", "amsgrad", "nadam", "adamax"):
+        b1, b2 = (float(b) for b in option("betas"))
+        return 1 / max(1 - b1, 1e-6) + 1 / max(1 - b2, 1e-12) ** 0.5
+    if rule == "rmsprop" and not option("centered"):
+        decay = next((float(d) for key in ("alpha", "beta", "beta2") if (d := option(key)) is not None), 0.999)
+        return 1 + 1 / max(1 - decay, 1e-12) ** 0.5
+    return 1.0 if rule == "adagrad" else float("inf")
+
+
 def rates(optimizer: torch.optim.Optimizer, params: Mapping[str, Tensor]) -> Tensor:
     """The learning rate of each element (n,)."""
     groups = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
@@ -121,12 +143,10 @@ def _stepped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """A copy of the optimizer, its parameters and gradients, one step later."""
     if all(p.grad is None for group in optimizer.param_groups for p in group["params"]):
         raise ValueError("before_step=True needs the gradients of that step in .grad, got none: call it between backward and step.")
-    twin: torch.optim.Optimizer = copy.deepcopy(optimizer)
-    for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
-        for p, q in zip(group["params"], own["params"], strict=True):
-            q.grad = None if p.grad is None else p.grad.detach().clone()  # not copied with a Parameter
-    twin._optimizer_step_pre_hooks.clear()
-    twin._optimizer_step_post_hooks.clear()
+    twin, copies = twin_of(optimizer)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            copies[id(p)].grad = None if p.grad is None else p.grad.detach().clone()
     type(optimizer).step(twin)  # torch's schedulers hang a `step` on the instance that would step the original
     return twin
 

@@ -6,6 +6,10 @@ r"""Where a run is on the way to the edge of stability: its sharpness over the t
 
 The ratio is the largest eigenvalue of $S^{1/2}(H+\Omega)S^{1/2}$ with $S = 1/(\lambda^* P)$: the curvature as this optimizer feels it, its rates, momenta,
 decays and second moments folded in group by group (`thresholds.py`). At 1 an oscillation along the top eigenvector neither grows nor vanishes.
+
+**Unmet.** A row of an embedding, or an input that was silent so far, has a second moment of about 0: P is eps there, and the first example that wakes it
+has curvature over next to nothing (0.0066 became 84 on a healthy run). That P is gone with the step that meets the example. Weights whose gradient on
+these examples is larger over P than any gradient can be that the optimizer has met (`most_divided`) are held still, and counted in `unmet`.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +21,7 @@ from torch import Tensor
 
 from velodrome.probes.curvature.hessian import hessian
 from velodrome.probes.curvature.operator import Operator
-from velodrome.probes.curvature.preconditioned import preconditioner
+from velodrome.probes.curvature.preconditioned import most_divided, preconditioner
 from velodrome.probes.edge.thresholds import Threshold, threshold
 from velodrome.probes.estimate import Estimate, unidentified
 from velodrome.probes.objective import Objective
@@ -28,7 +32,9 @@ Verdict = Literal["below the edge", "at the edge", "above", "not separable"]
 
 COLD, WARM = 30, 8  # products at most
 FEWEST = 4  # of a warm reading: after 2 the residual is small and now and then that of the second eigenvalue; see benchmarks/probes/edge.py
+LEAST = 30.0  # of that ratio: Adagrad's is 1, and one small gradient before a large one is no sign
 FRESH = 0.1  # share of a random direction in a warm start
+SLACK = 2.0  # times the largest ratio of gradient and P that is possible: examples looked at differ from those met
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,9 @@ class Edge:
     readings every 50 steps of one run each on digits were held by it in 97 % (gradient descent), 95 % (Adam), and 85 % and 92 % (RMSprop, two draws).
 
     `sharpness`: $\lambda_{\max}(P^{-1/2}(H+\Omega)P^{-1/2})$, what the papers plot; not identified where groups have different thresholds. `thresholds`:
-    one for each group looked at. `margin`: ratio - 1. `verdict`: "below the edge" where `high` is under 1 - `tolerance`, "above" where `low` is over
-    1 + `tolerance`, "at the edge" where both are between, "not separable" where the bounds straddle a limit. `vector` (n,): the eigenvector.
+    one for each group looked at. `margin`: ratio - 1. `unmet`: the number of weights left out. `vector` (n,): the eigenvector. `verdict`:
+    "below the edge" where `high` is under 1 - `tolerance`, "above" where `low` is over 1 + `tolerance`, "at the edge" where both are between,
+    "not separable" where the bounds straddle a limit.
     """
 
     ratio: Estimate
@@ -50,6 +57,7 @@ class Edge:
     tolerance: float
     vector: Tensor = field(repr=False)
     readings: int = 1
+    unmet: int = 0
 
     @property
     def headroom(self) -> float:
@@ -92,7 +100,8 @@ def edge(
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance must be between 0 and 1, got {tolerance!r}: write tolerance=0.1.")
     places = {id(p): (i, group) for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
-    scale = 1 / preconditioner(optimizer, objective.params, before_step=before_step)  # tells what is not in the optimizer
+    diagonal = preconditioner(optimizer, objective.params, before_step=before_step)  # tells what is not in the optimizer
+    scale = 1 / diagonal
     found: dict[int, Threshold] = {}
     for p in objective.params.values():
         i, group = places[id(p)]
@@ -102,9 +111,18 @@ def edge(
     scale, l2 = scale * spread([t.scale for _, t in groups]), spread([t.l2 for _, t in groups])
     if not bool((scale > 0).any()):
         raise ValueError("every rate is 0, so nothing is unstable: look while the optimizer moves.")
-    felt = Felt(hessian(objective), scale, l2)
+    h = hessian(objective)
+    left_out = unmet(h.gradient, diagonal, most_divided(optimizer, objective.params))
+    felt = Felt(h, scale.masked_fill(left_out, 0.0), l2)
     chain, vector, count = largest(felt, last, tol, products)
-    return read(chain, vector, tuple(found.values()), tolerance, count)
+    return read(chain, vector, tuple(found.values()), tolerance, count, int(left_out.sum()))
+
+
+def unmet(gradient: Tensor, diagonal: Tensor, most: Tensor) -> Tensor:
+    """The weights (n,) whose P does not know such gradients. Clipped gradients are shorter than these in all of them alike, which is no sign of that."""
+    known = diagonal.isfinite()
+    clipped = gradient[known].norm() / diagonal[known].norm()
+    return known & (gradient.abs().to(diagonal) > SLACK * most.clamp(min=LEAST) * clipped.clamp(min=1) * diagonal)
 
 
 def largest(felt: Operator, last: Edge | None, tol: float, products: int | None) -> tuple[Tridiagonal, Tensor, int]:
@@ -127,18 +145,19 @@ def largest(felt: Operator, last: Edge | None, tol: float, products: int | None)
     return chain, vector / vector.norm(), count + 1
 
 
-def read(chain: Tridiagonal, vector: Tensor, thresholds: tuple[Threshold, ...], tolerance: float, readings: int) -> Edge:
+def read(chain: Tridiagonal, vector: Tensor, thresholds: tuple[Threshold, ...], tolerance: float, readings: int, unmet: int = 0) -> Edge:
     """The verdict on a largest eigenvalue of the folded operator."""
     low, high = float(chain.nodes[-1]), float((chain.nodes + chain.residuals).max())
     cost = {"products": float(len(chain.diagonal))}
-    ratio = Estimate(low, "", high - low, low, high, "bound", cost=cost)
+    note = f"without {unmet:,} weights whose gradient here the optimizer has not met" if unmet else ""
+    ratio = Estimate(low, "", high - low, low, high, "bound", note=note, cost=cost)
     same, unit = {t.value for t in thresholds}, "loss/(parameter · update)"
     if len(same) == 1:
         by = same.pop()
-        sharpness = Estimate(low * by, unit, (high - low) * by, low * by, high * by, "bound", cost=cost)
+        sharpness = Estimate(low * by, unit, (high - low) * by, low * by, high * by, "bound", note=note, cost=cost)
     else:
         sharpness = unidentified(unit, "groups have different thresholds: read the ratio", cost=cost)
-    return Edge(ratio, sharpness, thresholds, low - 1, verdict(ratio, tolerance), tolerance, vector, readings)
+    return Edge(ratio, sharpness, thresholds, low - 1, verdict(ratio, tolerance), tolerance, vector, readings, unmet)
 
 
 def verdict(ratio: Estimate, tolerance: float = 0.1) -> Verdict:

@@ -1,12 +1,12 @@
 """The update that an optimizer is about to make, found on a copy: nothing of the model or of the optimizer is touched."""
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from velodrome.optim.chain import Chain
+from velodrome.probes.twin import twin_of
 
 
 @torch.no_grad()
@@ -36,13 +36,3 @@ def coming_update(
         else:
             type(optimizer).step(twin)  # torch's schedulers hang a `step` on the instance, which would step the original
     return [copies[id(p)].detach() - p.detach() for p in params]
-
-
-def twin_of(optimizer: torch.optim.Optimizer) -> tuple[torch.optim.Optimizer, Mapping[int, Tensor]]:
-    """A copy of the optimizer over copies of its parameters, without hooks; and the copies by the id of their originals."""
-    everyone = [p for group in optimizer.param_groups for p in group["params"]]
-    copies = {id(p): p.detach().clone().requires_grad_(p.requires_grad) for p in everyone}
-    twin: torch.optim.Optimizer = copy.deepcopy(optimizer, dict(copies))  # a memo: whoever points to a parameter points to its copy
-    twin._optimizer_step_pre_hooks.clear()
-    twin._optimizer_step_post_hooks.clear()
-    return twin, copies

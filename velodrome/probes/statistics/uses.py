@@ -28,7 +28,7 @@ class Use(Protocol):
         ...
 
     def inner(self, direction: Tensor) -> Tensor:
-        """Products (B,) with a tensor in the parameter's shape."""
+        """Products (B,) with a tensor in the parameter's shape, in its format: a mean of bfloat16's gradients is float32."""
         ...
 
     def gradients(self, low: int, high: int) -> Tensor:
@@ -48,7 +48,7 @@ class Direct:
 
     def inner(self, direction: Tensor) -> Tensor:
         """Products."""
-        return self.grads.flatten(1) @ direction.flatten()
+        return self.grads.flatten(1).to(direction.dtype) @ direction.flatten()
 
     def gradients(self, low: int, high: int) -> Tensor:
         """Those at hand."""
@@ -82,7 +82,7 @@ class Outer:
 
     def inner(self, direction: Tensor) -> Tensor:
         """$\\sum_t \\delta_{it}^\\top D x_{it}$."""
-        return dots(self.x @ direction.reshape(self.d.shape[2], -1).T, self.d)
+        return dots(self.x.to(direction.dtype) @ direction.reshape(self.d.shape[2], -1).T, self.d)
 
     def gradients(self, low: int, high: int) -> Tensor:
         """One product for each example; on a CPU each as a matrix of its own, which BLAS does faster than its batches."""
@@ -114,7 +114,7 @@ class Rows:
     def inner(self, direction: Tensor) -> Tensor:
         """Products with the rows taken."""
         whole = direction.to_dense() if direction.is_sparse else direction
-        return dots(whole[self.rows].to(self.d.dtype), self.d)
+        return dots(whole[self.rows], self.d)
 
     def gradients(self, low: int, high: int) -> Tensor:
         """Mostly zeros."""
@@ -168,7 +168,13 @@ class Convolved:
     def inner(self, direction: Tensor) -> Tensor:
         """The gradients' products with the convolution by the direction."""
         out = F.conv2d(
-            self.x, direction.reshape(-1, self.x.shape[1] // self.groups, *self.kernel), None, self.stride, 0, self.dilation, self.groups
+            self.x.to(direction.dtype),
+            direction.reshape(-1, self.x.shape[1] // self.groups, *self.kernel),
+            None,
+            self.stride,
+            0,
+            self.dilation,
+            self.groups,
         )
         return dots(out, self.d)
 

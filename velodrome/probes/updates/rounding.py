@@ -9,7 +9,6 @@ r"""How much of a step narrow weights swallow: the update that was asked for aga
 bfloat16 keeps 8 bits: next to w the nearest numbers are up to $2^{-7}|w|$ away, so a relative change below 1/512 to 1/256 rounds to nothing.
 """
 
-import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from velodrome.probes.twin import twin_of
 from velodrome.probes.updates.motion import parameters
 
 UNITS = {
@@ -63,13 +63,11 @@ def rounding(optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -
 def _shadow(optimizer: torch.optim.Optimizer, params: dict[str, Tensor]) -> dict[str, Tensor]:
     """The change that the same step makes in float32."""
     grads = {id(p): p.grad for p in params.values()}
-    memo: dict[int, object] = {}
-    twin = copy.deepcopy(optimizer, memo)
+    twin, copies = twin_of(optimizer)
     changes = {}
     with torch.no_grad():
         for p in params.values():
-            q = memo[id(p)]
-            assert isinstance(q, Tensor)
+            q = copies[id(p)]
             g = grads[id(p)]
             q.grad = None
             q.data = q.data.float()
@@ -78,11 +76,10 @@ def _shadow(optimizer: torch.optim.Optimizer, params: dict[str, Tensor]) -> dict
                 if isinstance(value, Tensor) and value.shape == p.shape and value.is_floating_point():
                     twin.state[q][key] = value.float()
     with torch.random.fork_rng(devices=sorted({p.device.index or 0 for p in params.values() if p.is_cuda})):
-        twin.step()
+        type(optimizer).step(twin)
     with torch.no_grad():
         for name, p in params.items():
-            q = memo[id(p)]
-            assert isinstance(q, Tensor)
+            q = copies[id(p)]
             changes[name] = q.detach() - p.detach().float()
     return changes
 
