@@ -22,6 +22,7 @@ from velodrome.commands.inside.kernel import ntk
 from velodrome.commands.inside.opposing import losses, opposing
 from velodrome.commands.inside.options import DEFAULT, Inside
 from velodrome.commands.inside.part import Part, Scene, said
+from velodrome.commands.inside.recorded import recorded, with_record
 from velodrome.commands.inside.statistics import coherence, examples, noise
 from velodrome.commands.inside.updates import updates
 from velodrome.commands.options import print_json, write_page
@@ -87,6 +88,7 @@ def inside(o: Inside, typed: str) -> int:
                 whole.notes.append(f"{name} could not be looked at: {told_.rstrip('.')}")
         if len(failed) == len(wanted):
             raise ValueError(failed[0])
+        whole = with_record(whole, recorded(scene))
     found = told(scene, whole, typed)
     if o.json:
         print_json(found.plain())

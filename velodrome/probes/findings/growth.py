@@ -21,6 +21,7 @@ def growth_findings(
         return [], None
     found = blow_up(steps, values, limit)
     evidence = {
+        "what": what,
         "verdict": found.verdict,
         "limit": limit,
         "forms": list(found.forms),
