@@ -109,6 +109,7 @@ class Races:
     def _records(self, workload: str, version: str) -> tuple[dict[str, Record] | None, list[dict[str, Any]]]:
         """Runs of a race, finished or not, by id, and the versions that there are of its workload."""
         summaries = [s for s in list(self.folder.runs.values()) if s.algorithm and s.workload]
+        summaries.sort(key=lambda s: s.name)  # as the reports read them, whenever each was found
         chosen = [s for s in summaries if workload == "all" or key(s.workload) == workload]
         if not chosen:
             return None, []
