@@ -33,6 +33,7 @@ bench: $(VENV)/ready
 	$(BIN)/python -m benchmarks.records
 	$(BIN)/python -m benchmarks.serve
 	$(BIN)/python -m benchmarks.race
+	$(BIN)/python -m benchmarks.score
 	$(BIN)/python -m benchmarks.schedules
 	$(BIN)/python -m benchmarks.prediction
 	$(BIN)/python -m benchmarks.probes

@@ -96,7 +96,7 @@ def errors() -> list[tuple[str, float, float, float]]:
     spreads = np.array([0.05 if s is None else s for s in told])
     print(f"spreads of log steps: {', '.join(f'{s:.1%}' for s in spreads)} ({sum(s is not None for s in told)} of {len(told)} measured)")
     rng = np.random.default_rng(1)
-    found = []
+    found: list[tuple[str, float, float, float]] = []
     for what, effect, wrong in (("A/A: a difference is reported", 0.0, True), ("5 % is found", log(PLANTED), False)):
         for name, own in (("laptop", spreads), ("one workload", spreads[:1])):
             ended = [rounds(rng, own, effect) for _ in range(REPETITIONS)]
