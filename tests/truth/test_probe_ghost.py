@@ -77,6 +77,17 @@ class Table(nn.Module):
         return F.linear(x, self.up.weight.T) @ self.token.weight.T if self.past else self.head(x)
 
 
+class Scaled(nn.Module):
+    """A parameter that is one number."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.scale = nn.Linear(5, 4), nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.scale * self.head(x)
+
+
 def pictures(b=6):
     return torch.randn(b, 3, 9, 9).double(), torch.randint(4, (b,))
 
@@ -100,6 +111,7 @@ MODELS = {
         lambda: nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 4)),
         lambda: (torch.randn(6, 5).double(), torch.randint(4, (6,))),
     ),
+    "one number": (Scaled, lambda: (torch.randn(6, 5).double(), torch.randint(4, (6,)))),
     "pictures": (Pictures, pictures),
     "small pictures of many channels": (Deep, pictures),
     "a tied GPT": (lambda: Gpt(11, 8, 8, 2, 2, tied=True, norm="layer"), lambda: tokens(4, 8)),

@@ -236,7 +236,7 @@ class Observer:
         with undisturbed(self.model):
             for _, _, grads in whole.gradients():
                 for name, g in grads.items():
-                    g = wide(g.flatten(1))
+                    g = wide(g.reshape(len(g), -1))  # a parameter may be one number
                     squared[name].append(g.square().sum(1))
                     if self.inner and name in self.kept:
                         inner[name].append(g @ self.kept[name].flatten())
