@@ -1,6 +1,7 @@
 """Numbers that grow towards a limit, with the step at which they will pass it; losses that jump, with layer and batch."""
 
 from collections.abc import Sequence
+from math import inf
 
 from velodrome.probes.failures.blow_up import BlowUp, blow_up
 from velodrome.probes.failures.spikes import Spike
@@ -38,7 +39,7 @@ def growth_findings(
         ], found
     ahead = steps[-1] + HORIZON * (steps[-1] - steps[0])
     fast = found.verdict == "growing" and found.form == "exponential" and found.step.identified and found.step.value < ahead
-    if not fast or values[-1] < max(SHARP, GROWN * values[0]):
+    if not fast or found.step.high == inf or values[-1] < max(SHARP, GROWN * values[0]):
         return [], found
     sure = found.forms == ("exponential",) and found.step.high < 2 * ahead
     sentence = (

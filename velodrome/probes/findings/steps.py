@@ -29,15 +29,15 @@ def findings(report: Report) -> list[str]:
             ),
             _said(report, _still, "{1} did not move at all although it had a gradient"),
             _said(report, _large, "one step changes {1} by {0} of its norm: the learning rate is large for it"),
-            *_balance(report, early=False),
+            *_balance(report, early=False, words=("faster",)),
         )
         if sentence
     ]
 
 
 def remarks(report: Report) -> list[str]:
-    """What is worth knowing and no reason to worry: matrices that have not had the time to reach their equilibrium."""
-    return _balance(report, early=True)
+    """What is worth knowing and no reason to worry: matrices that have not had the time to reach their equilibrium, or that turn less than in it."""
+    return _balance(report, early=True) + _balance(report, early=False, words=("slower",))
 
 
 def _eps(numbers: Numbers, about: dict[str, Any]) -> float | None:
@@ -57,7 +57,9 @@ def _still(numbers: Numbers, about: dict[str, Any]) -> float | None:
 
 def _large(numbers: Numbers, about: dict[str, Any]) -> float | None:
     change = numbers["relative_update"]
-    return change if change is not None and change > LARGE and len(about["shape"]) > 1 else None
+    # Vectors, tables of single numbers among them, often start at zero, where every step is large.
+    matrix = len(about["shape"]) > 1 and min(about["shape"]) > 1
+    return change if change is not None and change > LARGE and matrix else None
 
 
 def _said(report: Report, judge: Callable[[Numbers, dict[str, Any]], float | None], text: str) -> str | None:
@@ -70,7 +72,7 @@ def _said(report: Report, judge: Callable[[Numbers, dict[str, Any]], float | Non
     return sentence[0].upper() + sentence[1:] + "."
 
 
-def _balance(report: Report, early: bool) -> list[str]:
+def _balance(report: Report, early: bool, words: tuple[str, ...] = ("faster", "slower")) -> list[str]:
     """How far the matrices rotate from their equilibrium, of those that have not yet had twice its time, or of those that have."""
     known = {
         n: x
@@ -83,7 +85,7 @@ def _balance(report: Report, early: bool) -> list[str]:
     said = []
     for word, far in (("faster", lambda r: r > FAR), ("slower", lambda r: r < 1 / FAR)):
         ratios = {n: r for n, x in known.items() if far(r := (x["neuron_rotation"] or 0.0) / (x["equilibrium"] or 1.0))}
-        if not ratios:
+        if not ratios or word not in words:
             continue
         worst = max(ratios, key=lambda n: abs(ratios[n] - 1))
         x, t = known[worst], report.about[worst]["t"]
