@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -610,9 +611,14 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
         Server(tmp_path)
 
 
-def test_the_command_prints_its_address_serves_and_leaves_on_a_signal(race):
+@pytest.mark.parametrize("ignored", [False, True], ids=["in the foreground", "as a job of a shell that ignores Ctrl-C for it"])
+def test_the_command_prints_its_address_serves_and_leaves_on_a_signal(race, ignored):
     words = [sys.executable, "-m", "velodrome", "serve", str(race), "--json", "--no-browser"]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)  # the process inherits what is ignored
+    try:
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         told = json.loads(process.stdout.readline())
         with socket.create_connection(("127.0.0.1", told["port"]), timeout=30) as wire:

@@ -42,7 +42,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """0 when it was stopped; no folder, a port that is taken and a missing extra are ValueErrors."""
+    """130 after Ctrl-C, 143 after SIGTERM; no folder, a port that is taken and a missing extra are ValueErrors."""
     o = parse(Options, "serve", arguments, HELP)
     server = Server(o.folder, o.host, o.port)
     print(json.dumps({"url": server.url, "port": server.port}) if o.json else server.url, flush=True)
@@ -50,5 +50,5 @@ def main(arguments: list[str]) -> int:
     screen = sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if o.browser and screen and not o.json and sys.stdout.isatty():
         threading.Timer(0.3, webbrowser.open, (server.url,)).start()
-    server.run()
-    return 0
+    asked = server.run()  # a shell's background jobs ignore Ctrl-C, and nothing is raised
+    return 0 if asked is None else 128 + asked

@@ -43,12 +43,14 @@ class Server:
             self.app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=LEAVE, ws="none"
         )
         self._server = module.Server(config)
+        self._signal: int | None = None
         self._leave = self._server.handle_exit
         self._server.handle_exit = self._asked  # open streams would keep it waiting
 
-    def run(self) -> None:
-        """Serve until the process is asked to end, or `stop` is called."""
+    def run(self) -> int | None:
+        """Serve until the process is asked to end, or `stop` is called; the signal that asked, where its own handler has not ended the process."""
         self._server.run(sockets=[self.socket])
+        return self._signal
 
     def stop(self) -> None:
         """Leave as soon as open requests have ended."""
@@ -57,6 +59,7 @@ class Server:
 
     def _asked(self, number: int, frame: Any) -> None:
         self.app.feed.stop()
+        self._signal = number
         self._leave(number, frame)
 
 
