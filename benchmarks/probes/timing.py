@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -76,8 +77,8 @@ def gradient(task: Task, criterion: Callable[[Any, Any], Any] | None = None) -> 
 def peak_memory(module: str, *arguments: str) -> float:
     """MiB at the peak of a fresh process that runs `python -m module arguments`; subtract that of a process that only sets up."""
     code = (
-        "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False); "
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+        "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=False); "
+        "from benchmarks.probes.timing import own_peak; print(own_peak())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, module, *arguments], env={**os.environ, **THREADS}, capture_output=True, text=True, check=True
@@ -86,5 +87,9 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def own_peak() -> float:
-    """MiB at the peak of this process so far."""
+    """MiB at the peak of this process so far. On Linux getrusage would count what the parent had when it forked."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(x for x in status.read_text(encoding="utf-8").splitlines() if x.startswith("VmHWM:"))
+        return float(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
