@@ -104,17 +104,18 @@ def memory() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
 
 
+def read_all(folder: Folder) -> Folder:
+    """The folder, looked at until nothing is behind."""
+    while folder.behind:
+        folder.poll()
+    return folder
+
+
 def server_side(root: Path, folders: list[Path]) -> None:
     """Listing, looking, answering."""
     before, began = memory(), time.perf_counter()
-    folder = Folder(root)
-    looks = 0
-    while folder.behind:
-        folder.poll()
-        looks += 1
-    print(
-        f"all {len(folder.runs):,} runs listed and read: {time.perf_counter() - began:.2f} s in {looks} looks, {memory() - before:.0f} MB"
-    )
+    folder = read_all(Folder(root))
+    print(f"all {len(folder.runs):,} runs listed and read: {time.perf_counter() - began:.2f} s, {memory() - before:.0f} MB")
     print(f"a look, nothing changed        {timed(folder.poll)}   bar 100")
 
     def written() -> None:

@@ -20,6 +20,7 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
+from benchmarks.cells import goal, measured, verdict  # noqa: E402
 from benchmarks.prediction.bar import Bar  # noqa: E402
 from velodrome.data.folder import find  # noqa: E402
 
@@ -67,29 +68,18 @@ def show(found: list[tuple[str, Bar]]) -> None:
     ):
         table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for _, bar in found:
-        table.add_row(bar.task, measured(bar), goal(bar), verdict(bar), bar.published, clock(bar.seconds), Text(bar.note, style="dim"))
+        table.add_row(
+            bar.task,
+            measured(bar.value, bar.unit),
+            goal(bar.must, bar.better),
+            verdict(bar.met),
+            bar.published,
+            clock(bar.seconds),
+            Text(bar.note, style="dim"),
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     judged = [bar.met for _, bar in found if bar.met is not None]
     print(f"{sum(judged)} of {len(judged)} bars met")
-
-
-def measured(bar: Bar) -> str:
-    """The figure with its unit."""
-    return "not measured" if bar.value is None else f"{bar.value:.4g} {bar.unit}".strip()
-
-
-def goal(bar: Bar) -> str:
-    """What it must be; empty for a line that is shown for comparison only."""
-    if bar.must is None:
-        return ""
-    if isinstance(bar.must, tuple):
-        return f"{bar.must[0]:g}-{bar.must[1]:g}"
-    return f"{'<=' if bar.better == 'low' else '>='} {bar.must:g}"
-
-
-def verdict(bar: Bar) -> Text:
-    """Met or missed."""
-    return Text("") if bar.met is None else Text("met", style="green") if bar.met else Text("missed", style="red")
 
 
 def clock(x: float | None) -> str:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from benchmarks.cells import goal, measured, verdict
 from benchmarks.probes.bar import Bar
 from benchmarks.probes.timing import restart, settled
 
@@ -60,29 +61,18 @@ def show(found: list[Bar]) -> None:
     for column, right in (("family", 0), ("task", 0), ("measured", 1), ("must", 1), ("", 0), ("best today", 0), ("", 0)):
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for bar in found:
-        table.add_row(bar.family, bar.task, measured(bar), goal(bar), verdict(bar), bar.best_today, Text(bar.note, style="dim"))
+        table.add_row(
+            bar.family,
+            bar.task,
+            measured(bar.value, bar.unit),
+            goal(bar.bar, bar.better),
+            verdict(bar.met),
+            bar.best_today,
+            Text(bar.note, style="dim"),
+        )
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     judged = [bar.met for bar in found if bar.met is not None]
     print(f"{sum(judged)} of {len(judged)} bars met")
-
-
-def measured(bar: Bar) -> str:
-    """The figure with its unit."""
-    return "not measured" if bar.value is None else f"{bar.value:.4g} {bar.unit}".strip()
-
-
-def goal(bar: Bar) -> str:
-    """What it must be; empty for a line that is shown for comparison only."""
-    if bar.bar is None:
-        return ""
-    if isinstance(bar.bar, tuple):
-        return f"{bar.bar[0]:g}-{bar.bar[1]:g}"
-    return f"{'<=' if bar.better == 'low' else '>='} {bar.bar:g}"
-
-
-def verdict(bar: Bar) -> Text:
-    """Met or missed."""
-    return Text("") if bar.met is None else Text("met", style="green") if bar.met else Text("missed", style="red")
 
 
 if __name__ == "__main__":
