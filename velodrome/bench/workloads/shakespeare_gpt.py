@@ -1,7 +1,6 @@
 """Shakespeare-gpt: a small character-level GPT on Shakespeare's plays (the tiny-shakespeare text, https://github.com/karpathy/char-rnn)."""
 
 from functools import partial
-from pathlib import Path
 
 from velodrome.bench.workload import Data, Workload
 from velodrome.data import text
@@ -15,22 +14,17 @@ LENGTH, BATCH, WIDTH, DEPTH, HEADS = 64, 16, 64, 2, 4
 WIDTHS = (24, 32, 48, 64, 96)
 
 
-def split(path: Path) -> tuple[text.Text, text.Text]:
-    """The first 90 % of the text and the last 10 %, in its 65 characters. ValueError for another alphabet."""
+def load(length: int = LENGTH, batch: int = BATCH) -> Data:
+    """The first 90 % of the text to train on; 64 windows of `length` spread over the last 10 % to validate on. ValueError where it is missing."""
+    path = find("shakespeare")
     train = text.load(path, "train", tokens="characters")
     valid = text.load(path, "validation", tokens=train.tokenizer)
     if train.tokenizer.vocabulary != VOCABULARY:
         raise ValueError(
             f"{path} has an alphabet of {train.tokenizer.vocabulary - 1} characters, tiny-shakespeare has {VOCABULARY - 1}: put its input.txt there."
         )
-    return train, valid
-
-
-def load() -> Data:
-    """The first 90 % of the text to train on; 64 windows spread over the last 10 % to validate on."""
-    train, valid = split(find("shakespeare"))
-    stream = partial(Windows, train.tokens, LENGTH, BATCH, digest=train.digest)
-    return Data(lambda seed: stream(seed=seed), windows(valid.tokens, LENGTH, 64, limit=64), train.digest + valid.digest)
+    stream = partial(Windows, train.tokens, length, batch, digest=train.digest)
+    return Data(lambda seed: stream(seed=seed), windows(valid.tokens, length, 64, limit=64), train.digest + valid.digest)
 
 
 def shakespeare_gpt() -> Workload:

@@ -2,10 +2,9 @@
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Variant, Workload
-from velodrome.bench.workloads.shakespeare_gpt import VOCABULARY, split
-from velodrome.data.folder import find
-from velodrome.data.streams import Windows, windows
+from velodrome.bench.workload import Variant, Workload
+from velodrome.bench.workloads import shakespeare_gpt
+from velodrome.bench.workloads.shakespeare_gpt import VOCABULARY
 from velodrome.layers.initial import scaled
 from velodrome.losses.cross_entropy import cross_entropy
 from velodrome.models.rnn import Rnn
@@ -13,19 +12,12 @@ from velodrome.models.rnn import Rnn
 LENGTH, BATCH, WIDTH = 48, 16, 96
 
 
-def load() -> Data:
-    """The first 90 % of the text to train on; 64 windows spread over the last 10 % to validate on. ValueError where it is missing."""
-    train, valid = split(find("shakespeare"))
-    stream = partial(Windows, train.tokens, LENGTH, BATCH, digest=train.digest)
-    return Data(lambda seed: stream(seed=seed), windows(valid.tokens, LENGTH, 64, limit=64), train.digest + valid.digest)
-
-
 def shakespeare_rnn() -> Workload:
     """A GRU on the characters of Shakespeare's plays, cross-entropy per character; validation loss in nats per character."""
     return Workload(
         name="shakespeare-rnn",
         summary="GRU of width 96 (69k parameters) on the characters of Shakespeare's plays, cross-entropy per character",
-        load=load,
+        load=partial(shakespeare_gpt.load, LENGTH, BATCH),
         model=partial(Rnn, VOCABULARY, WIDTH),
         at_width=lambda width: Rnn(VOCABULARY, width),
         loss=cross_entropy,
