@@ -31,7 +31,18 @@ from velodrome.gradients.backward import backward
 from velodrome.recipes.parse import parse
 from velodrome.train import train
 
-CENTRES = {"adamw": 1.2e-2, "nadamw": 1.2e-2, "adam": 1.2e-2, "muon": 1.2e-2, "lion": 2.4e-3, "sgd": 0.2}  # of a pilot on digits
+CENTRES = {
+    **{"adamw": 1.2e-2, "nadamw": 1.2e-2, "adam": 1.2e-2, "muon": 1.2e-2, "lion": 2.4e-3, "sgd": 0.2},  # of a pilot on digits
+    **{
+        "soap": 1.2e-2,
+        "shampoo": 1.2e-2,
+        "ademamix": 1.2e-2,
+        "adamp": 1.2e-2,
+        "stable_spam": 1.2e-2,
+        "rotational_adamw": 1.2e-2,
+    },  # AdamW's
+    **{"lamb": 2.4e-2, "novograd": 2.4e-2, "schedule_free": 2e-2, "prodigy": 1.0},
+}
 REFERENCE = "adamw"
 PATIENCE = 1.5  # times the algorithm's best cost on the workload
 PLACES, SHARE = (0.35, 0.5, 0.65), 0.9  # easy, medium and hard: shares of the budget; of the seeds
