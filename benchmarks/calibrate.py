@@ -26,6 +26,7 @@ import torch
 from velodrome.bench.catalog import workload
 from velodrome.bench.hitting import time_to_target
 from velodrome.bench.protocol import evaluate, seed_everything
+from velodrome.bench.targets import REFERENCE, proposed
 from velodrome.bench.workload import Data, Workload
 from velodrome.gradients.backward import backward
 from velodrome.recipes.parse import parse
@@ -43,9 +44,7 @@ CENTRES = {
     },  # AdamW's
     **{"lamb": 2.4e-2, "novograd": 2.4e-2, "schedule_free": 2e-2, "prodigy": 1.0},
 }
-REFERENCE = "adamw"
 PATIENCE = 1.5  # times the algorithm's best cost on the workload
-PLACES, SHARE = (0.35, 0.5, 0.65), 0.9  # easy, medium and hard: shares of the budget; of the seeds
 
 
 @dataclass(frozen=True)
@@ -157,10 +156,7 @@ def table(trials: list[Trial]) -> list[dict[str, Any]]:
 
 
 def targets(w: Workload, seeds: int) -> dict[str, Any]:
-    r"""Proposed targets of one workload from whole runs of the reference, and how far its seeds lie apart at the present hard target.
-
-    The target for a share f of the budget is the lowest value, rounded up to three digits, that at least 90 % of the seeds reach by then.
-    """
+    """Proposed targets of one workload from whole runs of the reference (`bench.targets.proposed`), and how far its seeds lie apart at the hard one."""
     data = w.load()
     trials = []
     for seed in range(seeds):
@@ -172,17 +168,12 @@ def targets(w: Workload, seeds: int) -> dict[str, Any]:
             flush=True,
         )
 
-    def by(share: float) -> float:
-        reached = sorted(min(v for t, v in trial.curve if t <= share * w.steps) for trial in trials)
-        value = reached[math.ceil(SHARE * seeds) - 1]
-        return round_up(value)
-
-    proposed = tuple(by(place) for place in PLACES)
-    hits = [_steps(trial, proposed[-1], w.steps) for trial in trials]
+    found = proposed([([t for t, _ in trial.curve], [v for _, v in trial.curve]) for trial in trials], w.steps)
+    hits = [_steps(trial, found[-1], w.steps) for trial in trials]
     reached = [h for h in hits if h is not None]
     return {
         "workload": w.name,
-        "targets": proposed,
+        "targets": found,
         "present": w.targets,
         "seeds": seeds,
         "reached": len(reached),
@@ -194,12 +185,6 @@ def targets(w: Workload, seeds: int) -> dict[str, Any]:
         "cpu_seconds": statistics.median(t.seconds for t in trials),
         "cpu_seconds_evaluation": statistics.median(t.total - t.seconds for t in trials),
     }
-
-
-def round_up(value: float) -> float:
-    """Up to three significant digits: a target that was reached stays reached."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{math.ceil(value / unit) * unit:.3g}")
 
 
 def _steps(trial: Trial, target: float, budget: int) -> float | None:

@@ -7,9 +7,10 @@ from itertools import islice, pairwise
 import pytest
 import torch
 
-from benchmarks.calibrate import CENTRES, Trial, grid, round_up, table
+from benchmarks.calibrate import CENTRES, Trial, grid, table
 from velodrome.bench.catalog import workload
 from velodrome.bench.protocol import evaluate, seed_everything
+from velodrome.bench.targets import round_up
 from velodrome.bench.workload import Data
 from velodrome.data.folder import find
 from velodrome.discover import workload_names

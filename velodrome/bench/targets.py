@@ -1,13 +1,18 @@
-"""Three targets instead of one: the same curves read at an easy, a medium and a hard level, so that a result that hangs on one level is seen."""
+"""Three targets instead of one: the same curves read at an easy, a medium and a hard level, so that a result that hangs on one level is seen.
+
+And the rule by which targets are set: from whole runs of the reference, on seeds that are not raced.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import ceil, floor, inf, isfinite, log10
 
 from velodrome.bench.hitting import times_to_targets
 from velodrome.bench.score import Score, Trial, speedups
 
 LEVELS = ("easy", "medium", "hard")
+REFERENCE = "adamw"
+PLACES, SHARE = (0.35, 0.5, 0.65), 0.9  # easy, medium and hard: shares of the budget; of the seeds
 
 
 @dataclass(frozen=True)
@@ -70,3 +75,30 @@ def hangs_on(found: Mapping[str, Score]) -> list[str]:
         for s in score.overall:
             verdicts.setdefault(s.algorithm, set()).add(s.verdict)
     return [a for a, said in verdicts.items() if {"faster", "slower"} <= said]
+
+
+def proposed(curves: Sequence[tuple[Sequence[float], Sequence[float]]], budget: float) -> tuple[float, ...]:
+    r"""Targets from easy to hard, from whole runs of the reference, each (steps, values of the metric): for each of `PLACES` the lowest value, rounded
+    up to three digits, that at least the share `SHARE` of the runs has reached by that part of the budget.
+
+    Of n runs the $\lceil 0.9\,n \rceil$-th best decides, so that a fresh seed is expected to be as fast with probability $\lceil 0.9\,n \rceil / (n + 1)$
+    (five runs: 83 %) and slower, but within the budget, otherwise. ValueError without runs, or where too few of them stayed finite that long.
+    """
+    if not curves:
+        raise ValueError("targets are set from whole runs of the reference, and there are none: give at least one.")
+    found = []
+    for place in PLACES:
+        reached = sorted(min((v for t, v in zip(*c, strict=True) if t <= place * budget and isfinite(v)), default=inf) for c in curves)
+        value = reached[ceil(SHARE * len(curves)) - 1]
+        if not isfinite(value):
+            raise ValueError(f"no target can be set: fewer than {SHARE:.0%} of {len(curves)} runs of the reference have a finite metric.")
+        found.append(round_up(value))
+    return tuple(found)
+
+
+def round_up(value: float) -> float:
+    """Up to three significant digits: a target that was reached stays reached."""
+    if value == 0:
+        return 0.0
+    unit = 10.0 ** (floor(log10(abs(value))) - 2)
+    return float(f"{ceil(value / unit) * unit:.3g}")
