@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -35,13 +35,15 @@ from velodrome.train import Step, needs_closure, train
 
 @dataclass(frozen=True)
 class Setting:
-    """How runs are computed: `device`, `bf16` autocast, `compile`, `threads` of the process, and seconds of wall clock between checkpoints."""
+    """How runs are computed: `device`, `bf16` autocast, `compile`, `threads` of the process, seconds of wall clock between checkpoints, and where
+    a run ends: at its "budget", or already at the first evaluation that reaches the hard "target"."""
 
     device: str = "cpu"
     bf16: bool = False
     compile: bool = False
     threads: int = 1
     checkpoint_seconds: float = 20.0
+    until: Literal["budget", "target"] = "budget"
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ class Entry:
             "bf16": self.setting.bf16,
             "compile": self.setting.compile,
             "threads": self.setting.threads,
+            "until": self.setting.until,
             "code": package_digest(),
         }
 
@@ -215,6 +218,7 @@ class _Training:
             end = step.t == self.entry.end or step.diverged is not None
             if step.t % w.every == 0 or end:
                 state = self._evaluate(step)
+                end = end or self._there()
                 if end:
                     self._finish(step, state)
                 random_state = capture()
@@ -231,6 +235,10 @@ class _Training:
                 raise Interrupted
             if time.monotonic() - self.saved > self.entry.setting.checkpoint_seconds:
                 self._save(step)
+
+    def _there(self) -> bool:
+        """Whether the run is over because it has reached its target."""
+        return self.entry.setting.until == "target" and self.best is not None and self.best <= self.workload.targets[-1]
 
     def _evaluate(self, step: Step) -> dict[str, Any]:
         w, began = self.workload, time.perf_counter()
@@ -256,6 +264,7 @@ class _Training:
             {
                 "state": state["state"],
                 "diverged": step.diverged,
+                "stopped": "target" if self._there() else None,
                 "steps": step.t,
                 "examples": step.examples,
                 "tokens": step.tokens,

@@ -42,6 +42,8 @@ class Options:
     """Number of paired seeds, decided before looking."""
     by: Literal["seconds", "steps", "examples", "flops"] = "seconds"
     """The cost that the speed-up is about."""
+    until: Literal["budget", "target"] = "budget"
+    """target: a run ends where it has reached its hard target, with the same score."""
     out: Path = field(default_factory=lambda: Path("runs"))
     """Folder of the run records; races may share it."""
     report: Path = field(default_factory=lambda: Path("race.html"))
@@ -77,7 +79,7 @@ def main(arguments: list[str]) -> int:
         "workloads": workloads,
         "seeds": list(range(o.seeds)),
         "threads": o.threads,
-        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile, "threads": o.threads},
+        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile, "threads": o.threads, "until": o.until},
     }
     heard: dict[str, Mapping[str, Any]] = {}
 
