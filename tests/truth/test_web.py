@@ -17,6 +17,7 @@ from velodrome.bench.score import speedups
 from velodrome.commands import serve
 from velodrome.records.read import scan
 from velodrome.records.run import Run
+from velodrome.records.tail import lines
 from velodrome.reports import collect
 from velodrome.web import answers
 from velodrome.web.app import App
@@ -26,7 +27,6 @@ from velodrome.web.guard import Guard, loopback
 from velodrome.web.races import Races, band, key
 from velodrome.web.series import Series, encoded, thinned
 from velodrome.web.server import Server, bound
-from velodrome.web.tail import lines
 
 HOST = (b"host", b"127.0.0.1:8000")
 

@@ -7,11 +7,11 @@ import numpy as np
 
 from benchmarks.serve import make, read_all, recipe, row
 from velodrome.records.run import Run
+from velodrome.records.tail import Tail
 from velodrome.web import answers
 from velodrome.web.folder import IN_TURN, Folder, stamp
 from velodrome.web.races import Races
 from velodrome.web.series import encoded
-from velodrome.web.tail import Tail
 
 
 def test_a_tail_reads_only_what_was_appended_and_only_whole_lines(tmp_path):
@@ -53,7 +53,7 @@ def test_damaged_lines_are_passed_over_and_counted(tmp_path):
 
 
 def test_a_long_log_is_read_in_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr("velodrome.web.tail.CHUNK", 1000)
+    monkeypatch.setattr("velodrome.records.tail.CHUNK", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"".join(row(i, 1) for i in range(50)))
     tail, seen = Tail(str(path)), []
@@ -65,7 +65,7 @@ def test_a_long_log_is_read_in_parts(tmp_path, monkeypatch):
 
 
 def test_a_line_longer_than_a_chunk_is_passed_over(tmp_path, monkeypatch):
-    monkeypatch.setattr("velodrome.web.tail.CHUNK", 1000)
+    monkeypatch.setattr("velodrome.records.tail.CHUNK", 1000)
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b"x" * 2500 + b"\n" + row(0, 1))
     tail, seen = Tail(str(path)), tail_all(Tail(str(path)))
@@ -202,7 +202,7 @@ def test_five_thousand_runs_cost_no_read_when_nothing_changes_and_one_when_one_d
     assert len(folder.runs) == 5000
     stats, opened = [], []
     monkeypatch.setattr("velodrome.web.folder.stamp", lambda path: stats.append(path) or stamp(path))
-    monkeypatch.setattr("velodrome.web.tail.Tail._appended", lambda self, real=Tail._appended: opened.append(self.path) or real(self))
+    monkeypatch.setattr("velodrome.records.tail.Tail._appended", lambda self, real=Tail._appended: opened.append(self.path) or real(self))
     assert not folder.poll()
     assert opened == []
     assert len(stats) <= 1 + 2 * (20 + IN_TURN)

@@ -10,9 +10,9 @@ import numpy as np
 
 from velodrome.records.encoding import compact
 from velodrome.records.read import Record
+from velodrome.records.tail import Tail, lines
 from velodrome.web.folder import Folder, Summary
 from velodrome.web.series import Series, finite, short, thinned
-from velodrome.web.tail import Tail, lines
 
 PAGE = 100  # runs of the table sent at once
 TOGETHER = 24  # runs in one chart or one comparison

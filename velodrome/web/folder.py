@@ -16,8 +16,8 @@ from threading import Lock
 from typing import Any
 
 from velodrome.records.read import Record, read, stored
+from velodrome.records.tail import Tail
 from velodrome.web.series import Series
-from velodrome.web.tail import Tail
 
 QUIET = 180.0  # seconds without a row after which a run is no longer called running; the longest pause between evaluations we met is 100 s
 AGAIN = 8  # looks after which the folder is listed although it seems the same
