@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from velodrome.bench import fanout
+from velodrome.bench.crews import process
 from velodrome.bench.worker import Worker
 from velodrome.records.lock import Lock
 
@@ -111,7 +112,7 @@ def act(here, monkeypatch):
         say = "def say(**line):\n    print(json.dumps(line), flush=True)\n"
         script.write_text(head + say + textwrap.dedent(lines))
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
-        monkeypatch.setattr(fanout, "sys", SimpleNamespace(executable=str(script)))
+        monkeypatch.setattr(process, "sys", SimpleNamespace(executable=str(script)))
 
     return install
 
@@ -225,7 +226,7 @@ def test_a_worker_that_cannot_be_started_leaves_none_behind(act, here, monkeypat
         started.append(real(*arguments, **options))
         return started[0]
 
-    monkeypatch.setattr(fanout.subprocess, "Popen", popen)
+    monkeypatch.setattr(process.subprocess, "Popen", popen)
     with pytest.raises(OSError, match="no more processes"):
         run(workers=2)
     assert started[0].poll() is not None

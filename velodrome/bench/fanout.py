@@ -1,20 +1,20 @@
-"""Fan-out: workers as processes of this machine, their progress, and what happens when one dies or the user stops the race. Imports no torch."""
+"""Fan-out: a crew of workers, their progress, and what happens when one dies or the user stops the race. Imports no torch.
+
+Where the workers are, `bench/crews/` knows: processes of this machine, or of a Ray cluster. All of them speak the same lines of JSON (`bench/worker.py`).
+"""
 
 import contextlib
 import json
-import os
 import queue
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import IO, Any
+from functools import partial
+from typing import Any, Protocol
 
-from velodrome.records.lock import Busy, Lock
+from velodrome.bench.crews.place import Place, place
+from velodrome.bench.crews.process import Process
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 OVER = {"finished", "diverged", "failed"}
@@ -51,15 +51,15 @@ def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dic
         states[folder] = state
         listen(folder, state)
 
-    crashes = 0
+    crashes, home = 0, place(plan["root"])
     while True:
-        crew = _Crew(plan, workers)
+        crew = _Crew(plan, workers, Process)
         crash = crew.work(hear)
         total = total if crew.planned is None else crew.planned
         if not crash and total < 1:
             raise ValueError("there is nothing to race: name at least one algorithm, one workload and one seed.")
         unfinished = [f for f, s in states.items() if s["state"] not in OVER]
-        left = [f for f in unfinished if states[f]["state"] != "elsewhere" and _free(plan["root"], f)]
+        left = [f for f in unfinished if states[f]["state"] != "elsewhere" and home.free(f)]
         if not crash and (left or len(states) < total):
             crash = "a worker left before its runs had ended"
         if crash:
@@ -68,101 +68,88 @@ def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dic
                 raise ValueError(f"workers keep dying ({crash}). Finished runs are safe, and the same command goes on.")
         for folder in unfinished:
             hear(folder, {**states[folder], "state": "waiting"})
-        if not crash and _wait(plan["root"], unfinished, states, hear):
+        if not crash and _wait(home, unfinished, states, hear):
             return states
 
 
-def _wait(root: str, unfinished: list[str], states: dict[str, dict[str, Any]], hear: Callable[[str, dict[str, Any]], None]) -> bool:
+def _wait(home: Place, unfinished: list[str], states: dict[str, dict[str, Any]], hear: Callable[[str, dict[str, Any]], None]) -> bool:
     """Until runs that other races train are all finished (True), or one of them has nobody who trains it (False)."""
     with stopping() as asked:
         while True:
-            for folder in [f for f in unfinished if (Path(root) / f / "result.json").exists()]:
+            for folder in [f for f in unfinished if home.finished(f)]:
                 hear(folder, {**states[folder], "state": "finished"})
                 unfinished.remove(folder)
             if not unfinished:
                 return True
-            if any(_free(root, f) for f in unfinished):
+            if any(home.free(f) for f in unfinished):
                 return False
-            time.sleep(0.5)
+            time.sleep(home.pause)
             if asked:
                 raise Stopped(asked[0])
 
 
-def _free(root: str, folder: str) -> bool:
-    """Whether an unfinished run has nobody who trains it."""
-    path = Path(root) / folder
-    if (path / "result.json").exists():
-        return False
-    try:
-        Lock(path).release()
-    except Busy:
-        return False
-    return True
+class Member(Protocol):
+    """A worker wherever it is: `bench/crews/process.py` on this machine, `bench/crews/on_ray.py` on one of a cluster."""
+
+    def ask(self) -> None:
+        """Ask it to save and leave."""
+
+    def end(self, seconds: float) -> None:
+        """Wait for it that long, then kill it."""
+
+    def crash(self) -> str:
+        """How it ended, '' for well; waits for the end."""
+
+    def close(self) -> None:
+        """Forget it."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether it still waits for a machine."""
+
+
+Start = Callable[[dict[str, Any], Callable[[str | None], None]], Member]
 
 
 class _Crew:
-    """One set of worker processes; `planned` is the number of runs they have found in the plan. Leaving it by an exception stops them."""
+    """One set of workers; `planned` is the number of runs they have found in the plan. Leaving it by an exception stops them."""
 
-    def __init__(self, plan: dict[str, Any], count: int):
-        self.plan = plan
+    def __init__(self, plan: dict[str, Any], count: int, start: Start):
         self.planned: int | None = None
         self.events: queue.Queue[tuple[int, str | None]] = queue.Queue()
-        self.errors: list[IO[bytes]] = []
-        self.processes: list[subprocess.Popen[str]] = []
-        self.readers: list[threading.Thread] = []
+        self.members: list[Member] = []
         try:
             for i in range(count):
-                self._start(i, count)
+                self.members.append(start({**plan, "workers": count, "first": i}, partial(self._put, i)))
         except BaseException:
             self._stop(0.0)
             raise
 
-    def _start(self, i: int, count: int) -> None:
-        self.errors.append(tempfile.TemporaryFile())  # noqa: SIM115
-        process = subprocess.Popen(
-            [sys.executable, "-m", "velodrome.bench.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors[i],
-            env={**os.environ, "OMP_NUM_THREADS": str(self.plan["threads"]), "PYTHONUNBUFFERED": "1"},
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,  # Ctrl-C reaches the parent alone, which asks the workers to save
-        )
-        self.processes.append(process)
-        self.readers.append(threading.Thread(target=self._read, args=(i,), daemon=True))
-        self.readers[-1].start()
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(json.dumps({**self.plan, "workers": count, "first": i}))
-
-    def _read(self, i: int) -> None:
-        stream = self.processes[i].stdout
-        assert stream is not None
-        for line in stream:
-            self.events.put((i, line))
-        self.events.put((i, None))
+    def _put(self, i: int, line: str | None) -> None:
+        self.events.put((i, line))
 
     def work(self, hear: Callable[[str, dict[str, Any]], None]) -> str:
         """Until all have left; returns how the first one crashed, or ''."""
         patience = PATIENCE
         try:
             with stopping() as asked:
-                alive = len(self.processes)
+                alive = set(range(len(self.members)))
                 while alive and not asked:
+                    if len(alive) < len(self.members) and all(self.members[i].waiting for i in alive):
+                        break  # whoever got a machine has left: the work is done, or a new crew takes the machines that are there
                     try:
-                        _, line = self.events.get(timeout=0.2)
+                        i, line = self.events.get(timeout=0.2)
                     except queue.Empty:
                         continue
                     if line is None:
-                        alive -= 1
+                        alive.remove(i)
                     else:
                         self._heard(line, hear)
                 if asked:
                     self._stop(patience, hear)
                     raise Stopped(asked[0])
-                return next((self._crash(i) for i, p in enumerate(self.processes) if p.wait() != 0), "")
+                crashes = [member.crash() for i, member in enumerate(self.members) if i not in alive]
+                return next(filter(None, crashes), "")
         except KeyboardInterrupt:  # asked twice: nobody waits for a checkpoint
             patience = 0.0
             raise
@@ -171,27 +158,17 @@ class _Crew:
 
     def _stop(self, patience: float, hear: Callable[[str, dict[str, Any]], None] | None = None) -> None:
         """Ask those that still work to save and leave, kill them after `patience` seconds, `hear` their last words; nothing if all have left."""
-        for p in self.processes:
-            if p.poll() is None:
-                p.send_signal(signal.SIGTERM)
+        for member in self.members:
+            member.ask()
         deadline = time.monotonic() + patience
-        for p in self.processes:
-            try:
-                p.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                p.kill()
-                p.wait()
-        for reader in self.readers:
-            reader.join(5.0)  # a process that an algorithm has started may still hold the pipe
+        for member in self.members:
+            member.end(deadline - time.monotonic())
         while hear and not self.events.empty():
             _, line = self.events.get()
             with contextlib.suppress(Refused):  # whoever was stopped while reading the plan
                 self._heard(line or "", hear)
-        for reader, process in zip(self.readers, self.processes, strict=False):
-            if process.stdout and not reader.is_alive():
-                process.stdout.close()
-        for file in self.errors:
-            file.close()
+        for member in self.members:
+            member.close()
 
     def _heard(self, line: str, hear: Callable[[str, dict[str, Any]], None]) -> None:
         """One line of a worker; what is no message of ours is somebody's print."""
@@ -206,13 +183,6 @@ class _Crew:
                 self.planned = count
             case {"run": str(folder), "state": str()}:
                 hear(folder, {k: v for k, v in message.items() if k != "run"})
-
-    def _crash(self, i: int) -> str:
-        """The last line that a worker left on stderr, or its signal."""
-        self.errors[i].seek(0)
-        lines = self.errors[i].read().decode(errors="replace").strip().splitlines()
-        code = self.processes[i].returncode
-        return lines[-1] if lines and code > 0 else f"killed by signal {-code}" if code < 0 else f"exit code {code}"
 
 
 @contextlib.contextmanager

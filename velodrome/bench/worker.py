@@ -12,12 +12,12 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from velodrome.bench.catalog import workloads
+from velodrome.bench.crews.place import place
 from velodrome.bench.device import check_device
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.recipes.load import cause
@@ -32,8 +32,9 @@ class Worker:
 
     def __init__(self, plan: dict[str, Any], emit: Any = print):
         self.plan, self.emit, self.stopping = plan, emit, False
-        self.parent, self.root = os.getppid(), Path(plan["root"])
+        self.parent, self.place = os.getppid(), place(plan["root"])
         self.session = environment(threads=plan["threads"], device=plan["setting"].get("device", "cpu"))
+        self.session["crew"] = plan.get("crew")  # who else computed on this machine (`bench/crews/cores.py`)
 
     def stop(self) -> bool:
         """Whether to save and leave: asked to, or whoever started the race is gone."""
@@ -69,7 +70,7 @@ class Worker:
         for group in share:
             self.together(group)
         for group in everything:  # not what has just failed, here or in another worker
-            self.together([e for e in group if not (self.root / e.folder / "error.txt").exists()])
+            self.together([e for e in group if not self.place.failed(e.folder)])
 
     def groups(self) -> tuple[list[list[Entry]], list[list[Entry]]]:
         """This worker's share of the groups, and all of them; long workloads first. Groups that do not divide among the workers are shared."""
@@ -93,7 +94,7 @@ class Worker:
         """The run's states, each with what a reader of the line must know about it."""
         w = entry.workload
         about = {"workload": w.name, "algorithm": entry.recipe.name, "seed": entry.seed, "steps": w.steps, "target": w.targets[-1]}
-        for state in drive(entry, self.root, self.session, self.stop):
+        for state in self.place.kept(entry.folder, partial(drive, entry, self.place.root, self.session, self.stop)):
             yield {**about, **state}
 
     def together(self, entries: list[Entry]) -> None:
