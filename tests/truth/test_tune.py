@@ -11,8 +11,8 @@ import pytest
 from velodrome.bench.tuning import Configuration, cost_curve, ranked, sensitivity
 from velodrome.cli import main
 from velodrome.commands import _tune
-from velodrome.population.space import Range, default, draw, parse_space, spelled
 from velodrome.recipes.parse import parse
+from velodrome.recipes.space import Range, default, draw, parse_space, points_of, space_of, spelled, told
 from velodrome.records.read import scan
 
 TASK = """
@@ -115,7 +115,30 @@ def test_a_space_is_read_as_it_is_written():
     ]
 
 
+def test_choices_are_drawn_evenly_and_a_space_is_told_as_it_is_read():
+    settings = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    space = parse_space("lr=1e-4..1e-1:log,weight_decay=0.0|0.01|0.1,betas[0]=0.8|0.9", settings)
+    drawn = [d["weight_decay"] for d in draw(space, settings, 96)]
+    assert [drawn.count(v) for v in (0.0, 0.01, 0.1)] == [32, 32, 32]
+    assert parse_space(told(space), settings) == space
+
+
+def test_a_space_in_json_is_the_one_that_algoperf_writes():
+    tree = {"lr": {"min": 1e-4, "max": 0.1, "scaling": "log"}, "weight_decay": {"feasible_points": [0.0, 0.1]}, "betas[1]": [0.9, 0.99]}
+    settings = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    assert told(space_of(tree, settings)) == "lr=0.0001..0.1:log,weight_decay=0.0|0.1,betas[1]=0.9|0.99"
+    assert points_of([{"lr": 0.1}, {"betas": [0.8, 0.9]}], settings) == [{"lr": 0.1}, {"betas": (0.8, 0.9)}]
+    for wrong, words in (({}, "an object of options"), ({"lr": 3}, "min and max"), ({"lrr": [1]}, "did you mean 'lr'")):
+        with pytest.raises(ValueError, match=words):
+            space_of(wrong, settings)
+    for points, words in (([], "at least one"), ([3], "objects of options"), ([{"lrr": 1}], "did you mean 'lr'")):
+        with pytest.raises(ValueError, match=words):
+            points_of(points, settings)
+
+
 BAD = {
+    "lr=0.1": "OPTION=LOW..HIGH",
+    "lr=a|b": "OPTION=LOW..HIGH",
     "lr": "OPTION=LOW..HIGH",
     "lr=1..x": "OPTION=LOW..HIGH",
     "lrr=0..1": "did you mean 'lr'",

@@ -11,8 +11,8 @@ from velodrome.bench.workload import Data, Workload
 from velodrome.commands._tune import configuration, train
 from velodrome.commands.options import print_json, say, write_page
 from velodrome.commands.tune import Options
-from velodrome.population.space import Range, parse_space
 from velodrome.recipes.parse import parse, split
+from velodrome.recipes.space import Choice, Range, parse_space
 from velodrome.records.read import read
 from velodrome.reports import sensitivity
 
@@ -58,7 +58,8 @@ def grid(o: Options, task: Workload) -> list[float]:
         raise ValueError(
             f"--sensitivity varies the learning rate, which {o.algorithm!r} fixes or does not have: leave lr out of its options."
         )
-    space = parse_space(o.space, settings) if o.space else [Range("lr", own / 10 ** (DECADES / 2), own * 10 ** (DECADES / 2), "log")]
+    around: list[Range | Choice] = [Range("lr", own / 10 ** (DECADES / 2), own * 10 ** (DECADES / 2), "log")]
+    space = parse_space(o.space, settings) if o.space else around
     if [(r.option, r.scale) for r in space] != [("lr", "log")]:
         raise ValueError(f"--sensitivity varies the learning rate alone, got --space {o.space!r}: write --space lr=3e-4..3e-1:log.")
     assert o.configs is not None

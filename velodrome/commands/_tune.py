@@ -16,9 +16,9 @@ from velodrome.commands.tune import Options
 from velodrome.population.halving import Halving
 from velodrome.population.members import Alone, folder, identity, kinds
 from velodrome.population.ranks import Ranks
-from velodrome.population.space import Range, default, draw, parse_space, spelled
 from velodrome.population.train import drive
 from velodrome.recipes.parse import parse, split
+from velodrome.recipes.space import Choice, Range, default, draw, parse_space, spelled, told
 from velodrome.records.environment import environment
 from velodrome.records.read import Record, read
 from velodrome.reports import tune
@@ -48,8 +48,9 @@ def run(o: Options, typed: str) -> int:
         found.append(configuration(recipes[i].name, options, mine))
     unique = list({c.recipe: c for c in found}.values())
     cost = sum((r.result or {}).get("seconds", 0.0) for r in records)
-    told = tune.space_text({r.name: (r.low, r.high, r.scale) for r in space})
-    search = tune.Search(o.algorithm, task.name, task.metric_name, told, unique, o.seeds, task.steps, cost, typed, notes)
+    search = tune.Search(
+        o.algorithm, task.name, task.metric_name, [told([r]) for r in space], unique, o.seeds, task.steps, cost, typed, notes
+    )
     if o.json:
         print_json({**tune.to_json(search), "report": str(o.report)})
     else:
@@ -58,7 +59,7 @@ def run(o: Options, typed: str) -> int:
     return 0
 
 
-def configurations_of(o: Options) -> tuple[list[Range], list[tuple[str, dict[str, Any]]]]:
+def configurations_of(o: Options) -> tuple[list[Range | Choice], list[tuple[str, dict[str, Any]]]]:
     """The space, and each configuration as it is typed with the options that vary; an option fixed in the algorithm's name is not searched."""
     name, fixed = split(o.algorithm)
     settings = dict(parse(o.algorithm).settings)

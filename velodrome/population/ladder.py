@@ -20,9 +20,9 @@ from velodrome.bench.protocol import Entry, Interrupted, Live, Setting
 from velodrome.bench.protocol import drive as alone
 from velodrome.bench.workload import Data, Workload
 from velodrome.population.members import Alone, folder, identity
-from velodrome.population.space import spelled
 from velodrome.population.train import drive
 from velodrome.recipes.parse import parse, split
+from velodrome.recipes.space import spelled
 from velodrome.records.disk import replace as write
 from velodrome.records.read import read
 

@@ -1,6 +1,6 @@
 """A search as a table on the terminal and as one HTML page: best recipe, loss over learning rate, what tuning costs. Reads plain values only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import ceil, floor, log10
@@ -237,8 +237,3 @@ def row(c: Configuration) -> str:
     end = "dropped" if c.dropped else f"{c.diverged} diverged" if c.diverged else "finished"
     name = f'<td title="{escape(c.recipe)}" style="max-width:none">{escape(c.recipe)}</td>'
     return f'<tr>{name}<td>{digits(c.loss)}</td><td style="text-align:right">{end}</td></tr>'
-
-
-def space_text(values: Mapping[str, tuple[float, float, str]]) -> list[str]:
-    """Ranges as they are typed."""
-    return [f"{name}={low:g}..{high:g}" + ("" if scale == "linear" else f":{scale}") for name, (low, high, scale) in values.items()]
