@@ -277,7 +277,6 @@ def test_one_workload_is_taken_once_and_two_of_one_name_are_refused(here):
         ("steps=120", "120 steps do not divide into 50 evaluations: write steps=100"),
         ("evaluations=10", "at least 50 evaluations"),
         ("evaluations=0", "at least 50 evaluations"),
-        ("targets=()", "at least one target"),
         ("targets=(0.1, 0.5)", r"from easy to hard, got \(0.1, 0.5\): write targets=\(0.5, 0.1\)"),
     ],
 )

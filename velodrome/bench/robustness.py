@@ -1,5 +1,6 @@
 """Does a speed-up survive where the workload changes? Variants (width, activation, norm, initial scale, noisy labels) are raced as NAME+VARIANT."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import exp
@@ -34,11 +35,17 @@ def base_of(workload: str) -> str:
     return workload.partition("+")[0]
 
 
+def scale_of(workload: str) -> int:
+    """4 of NAME+4x, a rung of a ladder of scales; 1 of every other name."""
+    found = re.fullmatch(r".*\+([1-9][0-9]*)x", workload)
+    return int(found[1]) if found else 1
+
+
 def robustness(
     trials: Iterable[Trial], reference: str, axis: str, *, level: float = 0.95, resamples: int = 20_000, seed: int = 0
 ) -> list[Robust]:
-    """One entry for each algorithm other than the reference; empty where no variant was raced. ValueError as `score.speedups`."""
-    trials = list(trials)
+    """One entry for each algorithm other than the reference; empty where no variant was raced. Rungs of scale are none. ValueError as `score.speedups`."""
+    trials = [t for t in trials if scale_of(t.workload) == 1]
     variants = sorted({t.workload for t in trials if "+" in t.workload})
     if not variants:
         return []

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Variant, Workload
+from velodrome.bench.workload import Data, Variant, Workload, rungs
 from velodrome.data import images
 from velodrome.data.folder import find
 from velodrome.data.noise import noisy
@@ -12,11 +12,11 @@ from velodrome.losses.accuracy import accuracy
 from velodrome.losses.cross_entropy import cross_entropy
 from velodrome.models.resnet import ResNet
 
-BATCH = 64
+BATCH, STEPS = 64, 400
 PIXELS = normalise((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))  # mean and standard deviation of the training images
 
 
-def load(noise: float = 0.0) -> Data:
+def load(noise: float = 0.0, batch: int = BATCH) -> Data:
     """50,000 images to train on (re-encoded as JPEG in our copy), a share `noise` of their labels wrong; 512 of 10,000 test images to validate on.
 
     ValueError without them.
@@ -25,7 +25,7 @@ def load(noise: float = 0.0) -> Data:
     train, test = images.load(path, "train"), images.load(path, "test")
     augment = compose(flip_and_crop(), PIXELS)
     labels = noisy(train.targets, noise, 10)
-    stream = partial(Shuffled, train.inputs, labels, BATCH, transform=augment, digest=f"{train.digest}{noise or ''}")
+    stream = partial(Shuffled, train.inputs, labels, batch, transform=augment, digest=f"{train.digest}{noise or ''}")
     valid = batches(test.inputs, test.targets, 128, limit=512, transform=PIXELS)
     return Data(lambda seed: stream(seed=seed), valid, train.digest + test.digest + (f"+{noise}" if noise else ""))
 
@@ -41,7 +41,7 @@ def cifar10_resnet() -> Workload:
         metric=cross_entropy,
         metric_name="validation loss",
         targets=(1.76, 1.62, 1.6),
-        steps=400,
+        steps=STEPS,
         batch_size=BATCH,
         cost="42 s for 400 steps on one core",
         seconds=42.0,
@@ -49,5 +49,7 @@ def cifar10_resnet() -> Workload:
         variants={
             "bare": Variant("without BatchNorm", (1.8, 1.7, 1.6), partial(ResNet, 8, 8, norm="none")),
             "noise": Variant("with 20 % wrong labels", (2.0, 1.9, 1.8), load=partial(load, 0.2)),
+            # 16 times the examples are 8 epochs, mirrored and cropped anew in each.
+            **rungs(STEPS, BATCH, {4: (partial(ResNet, 8, 16), load), 16: (partial(ResNet, 8, 32), load)}),
         },
     )

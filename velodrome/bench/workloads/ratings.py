@@ -2,21 +2,23 @@
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Variant, Workload
+from velodrome.bench.workload import Data, Variant, Workload, rungs
 from velodrome.data import ratings as source
 from velodrome.data.streams import Shuffled, batches
 from velodrome.layers.initial import scaled
 from velodrome.losses.squared_error import squared_error
 from velodrome.models.factors import Factors
 
-BATCH = 256
+BATCH, STEPS = 256, 1000
 SIZES = (600, 400, 16)  # rows, columns, width
 
 
-def load(sigma: float = 0.3) -> Data:
-    """36,000 entries to train on, 4,000 to validate on; sigma² is the lowest expected error."""
-    train, valid = (source.ratings(split, sigma=sigma) for split in ("train", "validation"))
-    stream = partial(Shuffled, train.inputs, train.targets, BATCH, digest=train.digest)
+def load(sigma: float = 0.3, batch: int = BATCH, scale: int = 1) -> Data:
+    """36,000 entries to train on, 4,000 to validate on; sigma² is the lowest expected error. `scale` times as many rows, columns and entries."""
+    rows, columns = (scale * n for n in SIZES[:2])
+    planted = partial(source.ratings, rows=rows, columns=columns, seen=40_000 * scale, sigma=sigma)
+    train, valid = planted("train"), planted("validation")
+    stream = partial(Shuffled, train.inputs, train.targets, batch, digest=train.digest)
     return Data(lambda seed: stream(seed=seed), batches(valid.inputs, valid.targets, 4000), train.digest + valid.digest)
 
 
@@ -32,7 +34,7 @@ def ratings() -> Workload:
         metric=squared_error,
         metric_name="validation error",
         targets=(0.186, 0.144, 0.136),
-        steps=1000,
+        steps=STEPS,
         batch_size=BATCH,
         cost="1 s for 1,000 steps on one core",
         seconds=1.0,
@@ -40,5 +42,11 @@ def ratings() -> Workload:
             "wide": Variant("of twice the width", (0.4, 0.3, 0.25), partial(Factors, 600, 400, 32)),
             "init": Variant("from factors three times too large", (0.4, 0.3, 0.25), partial(scaled, partial(Factors, *SIZES), 3.0)),
             "noise": Variant("with twice the noise", (0.8, 0.7, 0.6), load=partial(load, 0.6)),
+            # More rows and columns of the same width, with as many entries each: planted data has no end.
+            **rungs(
+                STEPS,
+                BATCH,
+                {s: (partial(Factors, SIZES[0] * s, SIZES[1] * s, SIZES[2]), partial(load, scale=s)) for s in (4, 16)},
+            ),
         },
     )

@@ -5,7 +5,7 @@ Another Python version is another corpus: its losses and times do not compare wi
 
 from functools import partial
 
-from velodrome.bench.workload import Data, Variant, Workload
+from velodrome.bench.workload import Data, Variant, Workload, rungs
 from velodrome.data import stdlib
 from velodrome.data.streams import Windows, windows
 from velodrome.layers.initial import scaled
@@ -13,13 +13,14 @@ from velodrome.losses.cross_entropy import cross_entropy
 from velodrome.models.gpt import Gpt
 
 LENGTH, BATCH, WIDTH, DEPTH, HEADS = 64, 16, 64, 2, 4
+STEPS = 300
 WIDTHS = (24, 32, 48, 64, 96)
 
 
-def load() -> Data:
-    """4 MB of source files to train on; 32 windows (2,048 bytes) spread over 400 kB of other files to validate on."""
-    train, valid = stdlib.load("train", limit=4_000_000), stdlib.load("validation", limit=400_000)
-    stream = partial(Windows, train.tokens, LENGTH, BATCH, digest=train.digest)
+def load(batch: int = BATCH, limit: int | None = 4_000_000) -> Data:
+    """4 MB of source files to train on, or `limit` bytes (None: all); 32 windows (2,048 bytes) spread over 400 kB of other files to validate on."""
+    train, valid = stdlib.load("train", limit=limit), stdlib.load("validation", limit=400_000)
+    stream = partial(Windows, train.tokens, LENGTH, batch, digest=train.digest)
     return Data(lambda seed: stream(seed=seed), windows(valid.tokens, LENGTH, 64, limit=32), train.digest + valid.digest, train.version)
 
 
@@ -36,7 +37,7 @@ def stdlib_gpt() -> Workload:
         metric=cross_entropy,
         metric_name="validation loss (nats per byte)",
         targets=(2.35, 2.18, 2.09),
-        steps=300,
+        steps=STEPS,
         batch_size=BATCH,
         cost="13 s for 300 steps on one core",
         seconds=13.0,
@@ -49,6 +50,15 @@ def stdlib_gpt() -> Workload:
                 "from weights three times too large",
                 (2.35, 2.2, 2.11),
                 partial(scaled, partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS), 3.0),
+            ),
+            # 16 times the bytes are 4.9 million: more than the 4 MB, and half of the library.
+            **rungs(
+                STEPS,
+                BATCH,
+                {
+                    4: (partial(Gpt, 256, LENGTH, 112, 3, HEADS), load),
+                    16: (partial(Gpt, 256, LENGTH, 208, 4, HEADS), partial(load, limit=None)),
+                },
             ),
         },
     )
