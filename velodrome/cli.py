@@ -18,6 +18,7 @@ COMMANDS = {
     "horizons": "what averaging reaches at every horizon of one constant-rate run",
     "look": "inside a run's steps; how algorithms and their rates relate",
     "report": "table and HTML page of the runs in a folder",
+    "export": "runs for W&B, MLflow, TensorBoard, or as one CSV table",
     "score": "speed-ups from runs, any table, or AlgoPerf's logs",
     "serve": "a live page of the runs in a folder, in the browser",
     "query": "SQL over thousands of runs (DuckDB)",

@@ -1,0 +1,1 @@
+"""Runs in the formats of other tools, one format per file; `velodrome export --to NAME` finds them by their path."""
