@@ -11,6 +11,7 @@ from velodrome.version import __version__
 COMMANDS = {
     "race": "algorithms on workloads over paired seeds: time to target, speed-up",
     "train": "one algorithm on one workload",
+    "targets": "what a workload's targets should be: whole runs of the reference",
     "tune": "the best options of an algorithm, and what finding them costs",
     "predict": "a loss curve under other schedules, from curves there are",
     "plan": "a run's settings, price and loss; which runs would tell more",

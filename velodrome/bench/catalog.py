@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 
+from velodrome.bench.rehearsal import Rehearsed
 from velodrome.bench.suite import Suite
 from velodrome.bench.workload import Workload
 from velodrome.discover import suite_names, workload_names
@@ -28,7 +29,7 @@ def workload(text: str) -> Workload:
             raise ValueError(f"{text!r} cannot be made: {cause(error)}.") from error
         if not isinstance(made, Workload):
             raise ValueError(f"{text!r} must be a Workload or a function that returns one, got {type(made).__name__}.")
-        return replace(made, source=module_digest(module))
+        return replace(made, source=module_digest(module), load=Rehearsed(made))
     base, plus, variant = text.partition("+")
     if plus and base in workload_names():
         return workload(base).variant(variant)

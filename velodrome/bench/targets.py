@@ -13,6 +13,8 @@ from velodrome.bench.score import Score, Trial, speedups
 LEVELS = ("easy", "medium", "hard")
 REFERENCE = "adamw"
 PLACES, SHARE = (0.35, 0.5, 0.65), 0.9  # easy, medium and hard: shares of the budget; of the seeds
+FIRST_SEED, SEEDS = 1000, 5  # of the runs that set targets: races begin at 0 and never come so far
+FOLDER = "targets"  # of those runs, in the folder of a race's
 
 
 @dataclass(frozen=True)
