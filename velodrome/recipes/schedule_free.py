@@ -16,7 +16,7 @@ def warm_constant(lr: float, steps: int) -> Schedule:
 
 
 def schedule_free(
-    lr: float = 2e-2,
+    lr: float = 4e-2,
     betas: tuple[float, float] = (0.9, 0.9955159689799007),
     eps: float = 1e-8,
     weight_decay: float = 0.08121616522670176,
