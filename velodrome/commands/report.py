@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from velodrome.commands import _board
 from velodrome.commands.options import command, nearest, parse, print_json, say, write_page
 from velodrome.commands.race import check_file, to_json
 from velodrome.records.read import Record, scan
@@ -20,8 +21,10 @@ HELP = """Report the finished runs in a folder: a table, and one HTML file.
   velodrome report runs --by steps --on digits --report digits.html
   velodrome report runs --reference muon --json
   velodrome report runs --svg picture.svg --png picture.png
+  velodrome report board
 
-Nothing is trained. --svg and --png write one picture per chart: picture-digits.svg, …, picture-speedup.svg."""
+Nothing is trained. --svg and --png write one picture per chart: picture-digits.svg, …, picture-speedup.svg.
+`board` is the one that comes with the package: velodrome report board --help."""
 
 
 @dataclass
@@ -48,6 +51,8 @@ class Options:
 
 def main(arguments: list[str]) -> int:
     """0 when there is something to report; a folder without finished runs is a ValueError."""
+    if arguments[:1] == ["board"]:
+        return _board.main(arguments[1:])
     o = parse(Options, "report", arguments, HELP)
     for name, path in (("svg", o.svg), ("png", o.png)):
         if path is not None and path.suffix != f".{name}":

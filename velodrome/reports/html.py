@@ -99,7 +99,7 @@ def _body(race: Race) -> str:
             _table(race),
             '<p class="soft">Medians over seeds of the cost to the target. ≥ and ≤ mark numbers that rest on a run that missed its target.</p>',
             "<h2>On the way to the target</h2>",
-            _switch(race),
+            switch(race),
             f'<div class="grid">{"".join(_curves(race))}</div>',
             '<p class="soft">Bold: median while all seeds run, with a ribbon from lowest to highest. Thin: single seeds, to their end. Dots: where a seed '
             "reached the target. Click a name to highlight it; Alt + scroll zooms, drag moves, double click resets.</p>",
@@ -124,7 +124,8 @@ def _intervals(race: Race) -> str:
     return f'<div class="grid">{figure("intervals", "", caption)}</div>'
 
 
-def _switch(race: Race) -> str:
+def switch(race: Race) -> str:
+    """The buttons that choose the charts' cost axis."""
     buttons = "".join(
         f'<label><input type="radio" name="axis" value="{a}"{" checked" if i == 0 else ""}><span>{AXES[a]}</span></label>'
         for i, a in enumerate(_axes(race))

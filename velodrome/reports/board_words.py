@@ -1,0 +1,47 @@
+"""A board in sentences: who leads it, and what its columns mean."""
+
+from velodrome.reports.board import Board, order
+from velodrome.reports.race import AXES
+from velodrome.reports.words import joined, times
+
+
+def leader(b: Board) -> str:
+    """The board in one sentence."""
+    score = b.race.score
+    faster = [s for s in order(b) if s.verdict == "faster"]
+    slower = [s for s in score.overall if s.verdict == "slower"]
+    total, cost = len(score.overall), named(score.axis)
+    if not total:
+        return f"Only {score.reference} is on this board."
+    rest = total - len(faster) - len(slower)
+    parts = [f"{len(faster)} of {total} algorithms are faster than {score.reference} in {cost}" if total > 1 else ""]
+    if faster:
+        parts.append(f"the fastest of them is {faster[0].algorithm}, {times(faster[0])}")
+    if slower:
+        parts.append(f"{len(slower)} {'is' if len(slower) == 1 else 'are'} slower")
+    if rest:
+        parts.append(f"{rest} {'is' if rest == 1 else 'are'} not separable")
+    return f"On {len(b.race.workloads)} workloads, {'; '.join(p for p in parts if p)}."
+
+
+def reading(b: Board) -> list[str]:
+    """How to read the table, a sentence per column."""
+    score = b.race.score
+    scope = score.overall[0].scope if score.overall else "these workloads"
+    axes = joined([named(a) for a in (score.axis, *b.also)])
+    seeds = len({t.seed for t in b.race.trials})
+    count = sum(p is not None for p in b.adjusted.values())
+    return [
+        f"Speed-up: cost of {score.reference} over cost of the algorithm until the hard target, in {axes}; geometric mean over {seeds} paired seeds and "
+        f"{len(b.race.workloads)} workloads, {score.level:.0%} interval for {scope}. ≤ and ≥: some run missed its target, so the number is a bound. "
+        "It depends on the algorithm and the reference alone: nobody's moves when somebody else enters.",
+        f"p adjusted: of the comparisons with {score.reference}, Holm's procedure over the {count} that have one. "
+        f"Place: by speed-up, and its 95 % range when {'the workloads' if scope == 'workloads like these' else 'the seeds'} "
+        "are redrawn for everybody at once; a place depends on who else entered.",
+    ]
+
+
+def named(axis: str) -> str:
+    """A cost inside a sentence."""
+    title = AXES.get(axis, axis)
+    return title if title[1:2].isupper() else title.lower()
