@@ -1,10 +1,12 @@
 """The pages tell the truth: every example of README.md and docs/ is executed, links lead somewhere, tables and listings are those of the code.
 
 A fenced block is told by its info string. `python` blocks of a page run in order in one namespace and one folder; `file=NAME` writes one instead;
-`console` lines run as commands, races on a toy unless the block says `as-is`; `no-run` blocks are counted below; `text` is only shown.
+`console` lines run as commands, races on a toy unless the block says `as-is`; `needs=PACKAGE` blocks run where it is installed; `no-run` blocks are
+counted below; `text` is only shown.
 """
 
 import importlib
+import importlib.util
 import json
 import re
 import shlex
@@ -185,7 +187,8 @@ def test_every_example_of_the_page_runs(page, room):
     names: dict[str, object] = {"__name__": page.stem}
     for block in blocks(page):
         written = [word.removeprefix("file=") for word in block.info if word.startswith("file=")]
-        if "no-run" in block.info:
+        needed = [word.removeprefix("needs=") for word in block.info if word.startswith("needs=")]
+        if "no-run" in block.info or not all(map(importlib.util.find_spec, needed)):
             continue
         if written:
             (room / written[0]).write_text(block.text, encoding="utf-8")
