@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from velodrome.bench.crews.place import Place, place
 from velodrome.bench.crews.process import Process
+from velodrome.bench.targets import FOLDER as TARGETS
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 OVER = {"finished", "diverged", "failed"}
@@ -45,6 +46,8 @@ def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dic
     states: dict[str, dict[str, Any]] = {}
 
     def hear(folder: str, state: dict[str, Any]) -> None:
+        if folder.startswith(f"{TARGETS}/"):  # of the reference, to set a target: told, and no run of the race
+            return listen(folder, state)
         known = states.get(folder, {}).get("state")
         if state["state"] == "elsewhere" and known not in (None, "elsewhere", "waiting"):
             return  # one of our own workers found that another of them has it

@@ -93,6 +93,7 @@ class Entry:
             "threads": self.setting.threads,
             "until": self.setting.until,
             "code": package_digest(),
+            **({"targets_from": dict(w.targets_from)} if w.targets_from else {}),
         }
 
     @cached_property
@@ -238,7 +239,9 @@ class _Training:
 
     def _there(self) -> bool:
         """Whether the run is over because it has reached its target."""
-        return self.entry.setting.until == "target" and self.best is not None and self.best <= self.workload.targets[-1]
+        if self.best is None or not self.workload.targets:
+            return False
+        return self.entry.setting.until == "target" and self.best <= self.workload.targets[-1]
 
     def _evaluate(self, step: Step) -> dict[str, Any]:
         w, began = self.workload, time.perf_counter()

@@ -1,7 +1,7 @@
 """Does a speed-up survive where the workload changes? Variants (width, activation, norm, initial scale, noisy labels) are raced as NAME+VARIANT."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 
@@ -71,7 +71,7 @@ def _robust(
         ends = (
             None
             if any(pairs[w].upper or pairs[w].lower for b, vs in both for w in (b, *vs))
-            else _ends(both, pairs, level, resamples, seed)
+            else change_interval(both, pairs, level, resamples, seed)
         )
         low, high = ends or (None, None)
     worst = min(told, key=lambda v: means[v]) if told else None
@@ -88,10 +88,10 @@ def _robust(
     )
 
 
-def _ends(
-    both: list[tuple[str, list[str]]], pairs: dict[str, Pairs], level: float, resamples: int, seed: int
+def change_interval(
+    both: Sequence[tuple[str, Sequence[str]]], pairs: Mapping[str, Pairs], level: float, resamples: int, seed: int
 ) -> tuple[float, float] | None:
-    """The interval of the mean log change: runs of a base and of its variants are different runs, so their spreads add."""
+    """The interval of the mean log change over (base, its variants): they are different runs, so their spreads add; None where one has too few pairs."""
     rng = np.random.default_rng(seed)
     total = np.zeros(resamples)
     for base, variants in both:

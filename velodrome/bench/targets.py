@@ -6,6 +6,7 @@ And the rule by which targets are set: from whole runs of the reference, on seed
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, inf, isfinite, log10
+from typing import Any
 
 from velodrome.bench.hitting import times_to_targets
 from velodrome.bench.score import Score, Trial, speedups
@@ -96,6 +97,15 @@ def proposed(curves: Sequence[tuple[Sequence[float], Sequence[float]]], budget: 
             raise ValueError(f"no target can be set: fewer than {SHARE:.0%} of {len(curves)} runs of the reference have a finite metric.")
         found.append(round_up(value))
     return tuple(found)
+
+
+def set_from(how: Mapping[str, Any]) -> str:
+    """Which runs set a target, in words: what a workload's `targets_from` says."""
+    seeds, places = list(how["seeds"]), [f"{place:.0%}" for place in how["places"]]
+    return (
+        f"whole runs of {how['reference']} on the seeds {seeds[0]} to {seeds[-1]}, which are not raced; each target is the lowest value that at least "
+        f"{how['share']:.0%} of them had reached within {', '.join(places[:-1])} and {places[-1]} of the budget."
+    )
 
 
 def round_up(value: float) -> float:

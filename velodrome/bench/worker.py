@@ -20,6 +20,7 @@ from velodrome.bench.catalog import workloads
 from velodrome.bench.crews.place import place
 from velodrome.bench.device import check_device
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
+from velodrome.bench.settling import settled, unraced
 from velodrome.recipes.load import cause
 from velodrome.recipes.parse import parse
 from velodrome.recipes.recipe import Recipe
@@ -60,6 +61,8 @@ class Worker:
         try:
             share, everything = self.groups()
             assert all(entry.folder for group in everything for entry in group)  # settings that no record can hold are a mistake now
+        except Interrupted:  # while it set targets
+            raise SystemExit(143) from None
         except (Exception, SystemExit) as error:  # the user's mistake: an unknown name, a workload without its data, a bad option
             self.emit(json.dumps({"refused": str(error) if isinstance(error, ValueError) else cause(error)}), flush=True)
             raise SystemExit(2) from None
@@ -81,9 +84,11 @@ class Worker:
         for text in self.plan["algorithms"]:  # two spellings of one algorithm are raced once
             recipe = parse(text)
             recipes.setdefault(recipe.name, recipe)
+        unraced(self.plan["seeds"])
         share, everything = [], []
-        for w in sorted(workloads(self.plan["workloads"]), key=lambda w: -w.seconds):
-            data = w.load()
+        loaded = [(w, w.load()) for w in sorted(workloads(self.plan["workloads"]), key=lambda w: -w.seconds)]
+        for known, data in loaded:
+            w = settled(known, data, setting, self.plan["root"], self.session, self.stop, self.say)
             groups = [[Entry(w, data, recipe, seed, setting) for recipe in recipes.values()] for seed in self.plan["seeds"]]
             whole = len(groups) // workers * workers
             share += groups[mine:whole:workers] + [group[mine::workers] for group in groups[whole:]]
@@ -93,7 +98,7 @@ class Worker:
     def described(self, entry: Entry) -> Iterator[dict[str, Any]]:
         """The run's states, each with what a reader of the line must know about it."""
         w = entry.workload
-        about = {"workload": w.name, "algorithm": entry.recipe.name, "seed": entry.seed, "steps": w.steps, "target": w.targets[-1]}
+        about = {"workload": w.name, "algorithm": entry.recipe.name, "seed": entry.seed, "steps": w.steps, "target": w.target}
         for state in self.place.kept(entry.folder, partial(drive, entry, self.place.root, self.session, self.stop)):
             yield {**about, **state}
 

@@ -30,7 +30,7 @@ class Variant:
     """A workload with something else: `what` in words, its own targets, and another model, data or budget where that is what differs.
 
     `scale` is how many times the parameters and the examples of the workload it has; a variant of scale 4 is named "4x", is a rung of a ladder of
-    scales, and no test of robustness. `spread` as for a workload.
+    scales, and no test of robustness. `spread` and `reached` as for a workload.
     """
 
     what: str
@@ -42,6 +42,7 @@ class Variant:
     batch_size: int | None = None
     scale: int = 1
     spread: float | None = None
+    reached: tuple[int, int] | None = None
 
 
 def rungs(steps: int, batch: int, at: Mapping[int, tuple[Callable[[], nn.Module], Callable[..., Data]]]) -> dict[str, Variant]:
@@ -69,8 +70,8 @@ class Workload:
     words what the reference costs, `seconds` as a rough number for planning. `accuracies` are further metrics that are only shown. `sizes` are
     the model at other widths, {width: model}, for a ladder of sizes (`velodrome plan --calibrate`); `at_width` builds it at any width (`velodrome
     look coords`). `variants` are the workload with another width, activation, norm, initial scale or noisy labels, raced as NAME+VARIANT, for robustness,
-    or at another `scale`. `spread` is the measured standard deviation over seeds of the reference's log steps to the hard target. `source` is the digest of
-    a workload's own file, filled in for those from outside the package.
+    or at another `scale`. `spread` is the measured standard deviation over seeds of the reference's log steps to the hard target, `reached` how many of how
+    many of its runs reached that target within the budget. `source` is the digest of a workload's own file, filled in for those from outside the package.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Workload:
     source: str | None = None
     variants: Mapping[str, Variant] = field(default_factory=dict)
     spread: float | None = None
+    reached: tuple[int, int] | None = None
     scale: int = 1
     targets_from: Mapping[str, Any] | None = None
 
@@ -148,5 +150,6 @@ class Workload:
             at_width=None,
             variants={},
             spread=v.spread,
+            reached=v.reached,
             scale=v.scale,
         )

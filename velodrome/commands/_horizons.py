@@ -26,7 +26,7 @@ def run(o: Options, typed: str) -> int:
     entry = Entry(task, task.load(), recipe, o.seed, Setting(device=o.device, bf16=o.bf16, threads=o.threads))
     folder, window = o.out / entry.folder, task.every if o.window is None else o.window
     with stopping() as asked, Progress(1, quiet=o.quiet) as progress:
-        progress.update(folder.name, workload=task.name, algorithm=recipe.name, seed=o.seed, total=entry.end, target=task.targets[-1])
+        progress.update(folder.name, workload=task.name, algorithm=recipe.name, seed=o.seed, total=entry.end, target=task.target)
         try:
             for state in follow(entry, o.out, environment(threads=o.threads, device=o.device), lambda: bool(asked), window):
                 if "valid" in state:

@@ -67,7 +67,7 @@ def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast
     w, name = entry.workload, entry.folder
     begun = False
     with Progress(1, quiet=o.quiet) as progress:
-        progress.update(name, workload=w.name, algorithm=entry.recipe.name, seed=o.seed, total=w.steps, target=w.targets[-1])
+        progress.update(name, workload=w.name, algorithm=entry.recipe.name, seed=o.seed, total=w.steps, target=w.target)
         try:
             for state in drive(entry, o.out, environment(threads=o.threads, device=o.device), stop, watching=o.watch or None):
                 begun = True
@@ -96,15 +96,15 @@ def tell(record: Record, as_json: bool, expected: Forecast) -> int:
     c = curve(record)
     costs = {axis: getattr(c, axis) for axis in AXES}
     hits = {goal: time_to_target(costs, c.valid, goal, {"steps": recipe["steps"]}) for goal in recipe["targets"]}
-    final = hits[recipe["targets"][-1]]
-    code = 0 if final.reached and not result["diverged"] else MISSED
+    reached = hits[recipe["targets"][-1]].reached if hits else None
+    code = 0 if reached is not False and not result["diverged"] else MISSED
     if as_json:
         targets = [{"target": goal, "reached": h.reached, "cost": h.cost, "low": h.low, "high": h.high} for goal, h in hits.items()]
         names = ("workload", "algorithm", "seed", "metric")
         step, p = expected.first or (None, None)
         early = {"forecast": {"step": step, "value": p.value, "low": p.low, "high": p.high, "level": p.level} if p else None}
         print_json(
-            {"run": str(record.path), **{n: recipe.get(n) for n in names}, **result, "reached": final.reached, "targets": targets, **early}
+            {"run": str(record.path), **{n: recipe.get(n) for n in names}, **result, "reached": reached, "targets": targets, **early}
         )
         return code
     print(f"{recipe['algorithm']} on {recipe['workload']}, seed {recipe['seed']}")
@@ -112,6 +112,8 @@ def tell(record: Record, as_json: bool, expected: Forecast) -> int:
     print(f"{recipe['metric']} {last} after {result['steps']:,} steps, {seconds(result['seconds'])} of training (best {best})")
     if result["diverged"]:
         print(f"diverged at step {result['steps']:,}: the training loss was {result['diverged']}")
+    if not hits:
+        print("no target yet: a race sets those of this workload")
     for goal, hit in hits.items():
         print(f"target {digits(goal)} {outcome(hit)}")
     print(f"record {record.path}")

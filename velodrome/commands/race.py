@@ -178,7 +178,11 @@ def to_json(race: Race, path: Path) -> dict[str, Any]:
         "answer": answer(race.score),
         "score": race.score.to_json(),
         "summary": [row.to_json() for row in race.summary],
-        "workloads": [{"name": w.name, "target": w.target, "metric": w.metric, "steps": w.budget} for w in race.workloads],
+        "workloads": [
+            {"name": w.name, "target": w.target, "metric": w.metric, "steps": w.budget, "targets_from": w.targets_from}
+            for w in race.workloads
+        ],
+        "scale": race.scale.to_json() if race.scale else None,
         "environment": dict(race.environment),
         "notes": list(race.notes),
         "report": str(path),

@@ -114,7 +114,7 @@ def intervals(race: Race) -> Any:
     others = [a for a in race.algorithms if a != race.score.reference]
     ends = [float(e) for r in rows for e in (r["low"], r["high"]) if isinstance(e, float)] or [1.0]
     low, high = min(*ends, 0.8) / 1.08, max(*ends, 1.25) * 1.08
-    ticks = _ticks(low, high)
+    ticks = ratio_ticks(low, high)
     axis = alt.Axis(values=ticks, format="~g", labelExpr="format(datum.value, '~g') + '×'", labelOverlap=True)
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     x = alt.X("speedup:Q", title=f"speed-up over {race.score.reference} ({race.score.axis} to target)", scale=scale, axis=axis)
@@ -257,7 +257,7 @@ def _tip(name: str) -> Any:
     return "" if name == "algorithm" else "d" if name == "seeds" else ".4" + (_tick(name) if name in AXES else "~g")
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ratio_ticks(low: float, high: float) -> list[float]:
     """Ratios a reader recognises; on a wide axis powers of two only."""
     fine = [0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2]
     coarse = [float(ratio(2.0**k)) for k in range(-10, 11)]

@@ -11,10 +11,12 @@ import numpy as np
 
 from velodrome.bench import targets
 from velodrome.bench.hitting import time_to_target
+from velodrome.bench.scale import Ladder, ladder
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.bench.targets import Watched
 from velodrome.records.read import Record, columns
 from velodrome.reports.race import AXES, Curve, Race, Split, Task
+from velodrome.reports.scale import notes as of_scale
 from velodrome.reports.standing import Standing, standing
 from velodrome.reports.words import joined
 
@@ -46,6 +48,7 @@ def race(
     trials = [trial(r, c) for r, c in zip(chosen, curves, strict=True)]
     score = speedups(trials, reference, axis)
     more = place([watched(r, c) for r, c in zip(chosen, curves, strict=True)], reference, axis, score=score)
+    climbed = ladder(trials, reference, axis, parameters(chosen))
     return Race(
         algorithms=list(dict.fromkeys(t.algorithm for t in trials)),
         workloads=list({r.recipe["workload"]: task(r) for r in chosen}.values()),
@@ -56,8 +59,26 @@ def race(
         summary=summary(trials),
         environment=environment(chosen),
         command=command,
-        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen), *more.notes],
+        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen), *more.notes, *found_out(chosen, climbed)],
         standing=more,
+        scale=climbed,
+    )
+
+
+def parameters(records: Iterable[Record]) -> dict[str, int]:
+    """How many the model of each workload has, where the runs say so."""
+    return {r.recipe["workload"]: r.result["parameters"] for r in records if r.result and isinstance(r.result.get("parameters"), int)}
+
+
+def found_out(records: Sequence[Record], climbed: Ladder | None) -> list[str]:
+    """How the race set targets, and how speed-ups change with scale."""
+    set_here: dict[str, list[str]] = {}
+    for r in records:
+        if how := r.recipe.get("targets_from"):
+            names = set_here.setdefault(targets.set_from(how), [])
+            names += [r.recipe["workload"]] if r.recipe["workload"] not in names else []
+    return [f"The targets of {joined(names)} were set by this race: {how}" for how, names in set_here.items()] + (
+        of_scale(climbed) if climbed else []
     )
 
 
@@ -199,7 +220,14 @@ def listed(names: Sequence[str]) -> str:
 def task(r: Record) -> Task:
     """The workload as its recipe tells it."""
     w = r.recipe
-    return Task(w["workload"], w.get("metric", "validation loss"), w["targets"][-1], w["steps"], summary=w.get("summary", ""))
+    return Task(
+        w["workload"],
+        w.get("metric", "validation loss"),
+        w["targets"][-1],
+        w["steps"],
+        summary=w.get("summary", ""),
+        targets_from=w.get("targets_from"),
+    )
 
 
 def curve(r: Record) -> Curve:

@@ -19,7 +19,7 @@ from typing import Any
 from velodrome.bench.score import Row, Speedup
 from velodrome.data.folder import cache as cache_folder
 from velodrome.records.disk import replace
-from velodrome.reports import charts, standing_page
+from velodrome.reports import charts, scale, standing_page
 from velodrome.reports.cards import figure
 from velodrome.reports.race import AXES, Race
 from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
@@ -80,6 +80,7 @@ def _specs(race: Race) -> dict[str, Any]:
         specs["intervals"] = {"spec": charts.intervals(race).to_dict(), "switches": False}
     timed = {s.workload for s in race.splits}
     specs |= {f"split-{i}": {"spec": charts.time_split(race, w).to_dict()} for i, w in enumerate(race.workloads) if w.name in timed}
+    specs |= scale.specs(race.scale, race.score.reference, race.score.axis) if race.scale else {}
     return specs | (standing_page.specs(race.standing) if race.standing else {})
 
 
@@ -104,6 +105,7 @@ def _body(race: Race) -> str:
             '<p class="soft">Bold: median while all seeds run, with a ribbon from lowest to highest. Thin: single seeds, to their end. Dots: where a seed '
             "reached the target. Click a name to highlight it; Alt + scroll zooms, drag moves, double click resets.</p>",
             estimates,
+            scale.sections(race.scale) if race.scale else "",
             standing_page.sections(race.standing) if race.standing else "",
             f'<h2>Where the time went</h2><div class="grid">{splits}</div>' if splits else "",
             _reading(race),

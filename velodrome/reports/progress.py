@@ -172,7 +172,8 @@ class Progress:
 
     def _counts(self, hidden: int = 0) -> str:
         states = Counter(r.state for r in self._runs.values())
-        states["waiting"] += max(0, self.total_runs - len(self._runs))
+        self.total_runs = max(self.total_runs, len(self._runs))  # runs that set a target come on top
+        states["waiting"] += self.total_runs - len(self._runs)
         told = ", ".join(f"{states[s]} {s}" for s in STYLES if states[s])
         more = f" ({hidden} not shown)" if hidden > 0 else ""
         return f"{self.total_runs} run{'' if self.total_runs == 1 else 's'}: {told}{more} · {_clock(self._clock() - self._began)}"

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from velodrome.bench.scale import Ladder
 from velodrome.bench.score import Row, Score, Trial
 from velodrome.reports.standing import Standing
 
@@ -11,7 +13,8 @@ AXES = {"steps": "Steps", "examples": "Examples", "flops": "FLOPs", "seconds": "
 
 @dataclass(frozen=True)
 class Task:
-    """A workload as the report needs it: its metric, target, budget in steps, and one sentence about it."""
+    """A workload as the report needs it: its metric, target, budget in steps, and one sentence about it. `targets_from` says from which runs of the
+    reference its targets were set, where it has none of its own (`bench/settling.py`)."""
 
     name: str
     metric: str
@@ -19,6 +22,7 @@ class Task:
     budget: int
     lower_is_better: bool = True
     summary: str = ""
+    targets_from: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,4 @@ class Race:
     notes: Sequence[str] = ()
     title: str = "Velodrome race"
     standing: Standing | None = None
+    scale: Ladder | None = None
