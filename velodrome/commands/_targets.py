@@ -94,7 +94,8 @@ def propose(task: Workload, records: Sequence[Record]) -> Proposal:
     """What whole runs of the reference say about a workload."""
     curves, results = [curve(r) for r in records], [r.result or {} for r in records]
     points = [(c.steps, c.valid) for c in curves]
-    targets, hits, problem = (), list[list[Hit]](), None
+    targets: tuple[float, ...] = ()
+    hits, problem = list[list[Hit]](), None
     try:
         targets = proposed(points, task.steps)
         hits = [times_to_targets({"steps": t}, v, targets, {"steps": task.steps}) for t, v in points]
