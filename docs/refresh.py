@@ -1,8 +1,8 @@
-"""What the pages show that the code or a race knows: `python docs/refresh.py workloads`, `… optimizers` and `… race RUNS`.
+"""What the pages show that the code or a race knows: `python docs/refresh.py workloads`, `… optimizers`, `… board` and `… race RUNS`.
 
-The first writes the table of docs/workloads.md from the workloads; the second docs/optimizers.md (`optimizer_page.py`); the third the table of
-README.md and docs/race.svg from the records of `make race`, together with the options, targets and budgets they were run with, so that a test
-can tell when these have changed.
+The first writes the table of docs/workloads.md from the workloads; the second docs/optimizers.md (`optimizer_page.py`); the third docs/board.md, its
+picture and the table in README.md from the boards in the package (`board_tables.py`); the fourth the race of README.md and docs/race.svg from the
+records of `make race`, together with the options, targets and budgets they were run with, so that a test can tell when these have changed.
 """
 
 import io
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import board_tables
 from optimizer_page import costs, page
 from rich.console import Console
 
@@ -20,7 +21,8 @@ from velodrome.bench.catalog import workload
 from velodrome.discover import workload_names
 from velodrome.recipes.parse import parse
 from velodrome.records.read import Record, scan
-from velodrome.reports import charts, collect
+from velodrome.reports import board, charts, collect
+from velodrome.reports.board_charts import overall
 from velodrome.reports.race import Race
 from velodrome.reports.table import print_race
 
@@ -81,6 +83,12 @@ def main(arguments: list[str]) -> int:
             )
         case ["optimizers"]:
             (ROOT / "docs" / "optimizers.md").write_text(page(costs()), encoding="utf-8")
+        case ["board"]:
+            for name, text in (("docs/board.md", board_tables.page_part()), ("README.md", board_tables.short())):
+                file = ROOT / name
+                file.write_text(between(file.read_text(encoding="utf-8"), "python docs/refresh.py board", text), encoding="utf-8")
+            if "self" in board.shipped():
+                charts.save(overall(board.read(board.shipped()["self"])), ROOT / "docs" / "board.svg")
         case ["race", runs]:
             records = scan(runs)
             race = collect.race(records, axis="steps")

@@ -119,9 +119,10 @@ def test_the_same_runs_make_the_same_bytes_in_any_order_and_again_when_packed_ag
 def test_what_is_not_finished_or_names_a_place_on_this_machine_is_not_packed(runs, tmp_path):
     with pytest.raises(ValueError, match="not finished"):
         pack(tmp_path / "x", [replace(runs[0], finished=False)])
-    private = replace(runs[0], recipe=runs[0].recipe | {"algorithm": "/home/me/mine.py:Mine"})
-    with pytest.raises(ValueError, match="names a place on this machine"):
-        pack(tmp_path / "x", [private])
+    for recipe, result in (({"algorithm": "/home/me/mine.py:Mine"}, {}), ({}, {"note": "OSError: '/scratch/cache' is full"})):
+        private = replace(runs[0], recipe=runs[0].recipe | recipe, result=runs[0].result | result)
+        with pytest.raises(ValueError, match=r"names a place on this machine \(/(home|scratch)/"):
+            pack(tmp_path / "x", [private])
     assert not (tmp_path / "x").exists()
 
 

@@ -8,6 +8,7 @@ training losses, checkpoints and the rest stay in the folders. The same runs giv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from velodrome.records.read import Record
 
 COLUMNS = ("t", "examples", "flops", "seconds", "data_seconds", "gradient_seconds", "optimizer_seconds", "valid")
 DIGITS, CLOCK_DIGITS = 6, 5
+PLACE = re.compile(r"(?:^|[\s'\"(=])((?:/|[A-Z]:\\)\w[^\s'\"]*)")  # an absolute path, which a file that others read must not hold
 VOLATILE = ("load",)  # of a session: what says nothing about the run's numbers
 
 
@@ -72,7 +74,7 @@ def line(record: Record) -> tuple[tuple[str, str, int, str], bytes]:
         "rows": {c: [short(row[c], CLOCK_DIGITS if c.endswith("seconds") else DIGITS) for row in rows] for c in there},
     }
     text = compact(plain(body, name))
-    if private := [word for word in _words(body) if Path(word).is_absolute() and len(word) > 1]:
+    if private := [found[1] for word in _words(body) if (found := PLACE.search(word))]:
         raise ValueError(f"{record.path} names a place on this machine ({private[0]}): race the algorithm by a relative path.")
     key = str(r.get("workload")), str(r.get("algorithm")), int(r.get("seed", 0)), name
     return key, text.encode("ascii") + b"\n"

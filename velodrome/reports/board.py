@@ -78,7 +78,7 @@ def board(runs: Iterable[Record], reference: str = collect.REFERENCE, axis: str 
     """What runs say; ValueError as `collect.race`."""
     race = replace(collect.race(runs, reference=reference, axis=axis, command=command), title="Velodrome board")
     hard = race.trials
-    axes = [a for a in dict.fromkeys(a for t in hard for a in t.cost) if a in ("flops", "seconds") and a != axis]
+    axes = [a for a in dict.fromkeys(a for t in hard for a in t.cost) if a not in (axis, "steps", "examples")]
     also = {a: speedups(hard, reference, a, each=False) for a in axes}
     return Board(race, also, against(race, reference), ranking(hard, reference, axis), rules)
 
