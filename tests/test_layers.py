@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "schedules": set(),
     "flops": set(),
     "guard": set(),
-    "train": {"data", "flops", "guard", "schedules"},
+    "memory": set(),
+    "train": {"data", "flops", "guard", "memory", "schedules"},
     "probes": {"data", "gradients", "optim", "train"},
     "recipes": {"discover", "optim", "averages", "schedules"},
     "records": {"version"},
@@ -36,6 +37,7 @@ MAY_IMPORT = {
         "optim",
         "averages",
         "schedules",
+        "guard",  # the data that runs share is watched as weights are
         "train",
         "probes",
         "recipes",

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from velodrome.data.stream import Batch
 from velodrome.flops import counted
 from velodrome.guard import Guard
+from velodrome.memory import Footprint, Peak, held
 from velodrome.schedules._common import horizon
 from velodrome.schedules.over import Over
 
@@ -34,8 +35,8 @@ class Counters(NamedTuple):
     """What has been spent up to and including the gradient of step `t`; cumulative, and part of every checkpoint.
 
     `flops` counts the products of gradient and optimizer (`flops.py`); `tokens` is None for tasks without tokens; seconds are the clock's.
-    The rest is the loop's memory: for judging divergence, for a closure, of what the first update cost, and the horizon of the learning
-    rate's schedule.
+    `bytes` is the memory of a step (`memory.py`), known in full from the second step on. The rest is the loop's memory: for judging divergence,
+    for a closure, of what the first update cost, and the horizon of the learning rate's schedule.
     """
 
     t: int = -1
@@ -50,6 +51,7 @@ class Counters(NamedTuple):
     high: int = 0
     update_flops: int | None = None
     horizon: int | None = None
+    bytes: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -149,6 +151,7 @@ def train(
     if after is None:
         optimizer.zero_grad()  # what an earlier loop left behind when its reader broke off
     flops: dict[Any, int] = {} if counters.update_flops is None else {"update": counters.update_flops}
+    seen = _footprint(counters, optimizer, model)
     gradients, updates = _Charges(), _Charges()
     source = iter(batches)
     closes, told = needs_closure(optimizer), takes_loss(optimizer)
@@ -160,7 +163,7 @@ def train(
     while True:
         closure = _Closure(gradient, optimizer, batch, loss, flops) if closes and batch is not None else None
         tick = now()
-        update_flops = _update(optimizer, loss if told else None, flops, closure) if pending else 0
+        update_flops = _update(optimizer, loss if told else None, flops, closure, seen) if pending else 0
         updated = now()
         optimizer_seconds = updates.charge("update", updated - tick) if pending else 0.0
         batch = next(source, None)
@@ -172,7 +175,7 @@ def train(
         for name, schedule in (options or {}).items():
             set_option(optimizer, name, _now(schedule, counters, batch))
         drawn = now()
-        loss, gradient_flops = _gradient(gradient, batch, flops)
+        loss, gradient_flops = _gradient(gradient, batch, flops, seen)
         done = now()
         gradient_seconds = gradients.charge((batch.inputs.shape, batch.targets.shape), done - drawn)
         first, high, diverged = _judged(counters, loss, explosion)
@@ -190,6 +193,7 @@ def train(
             high,
             flops.get("update"),
             length,
+            counters.bytes if seen is None else seen.bytes,
         )
         if watch is not None:
             watch.close()
@@ -251,29 +255,54 @@ class _Charges:
         return seconds + min(first, seconds)
 
 
-def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int]) -> tuple[float, int]:
-    """The loss and its FLOPs, counted on the first batch of each shape."""
+def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int], seen: Footprint | None = None) -> tuple[float, int]:
+    """The loss and its FLOPs, counted on the first batch of each shape, as its memory is."""
     shape = (batch.inputs.shape, batch.targets.shape)
     if shape in flops:
         value = gradient(batch)
-    else:
+    elif seen is None:
         value, flops[shape] = counted(gradient, batch)
+    else:
+        with Peak() as peak:
+            value, flops[shape] = counted(gradient, batch)
+        seen.gradient_seen(peak, (batch.inputs, batch.targets))
     return value.item(), flops[shape]
 
 
-def _update(optimizer: torch.optim.Optimizer, loss: float | None, flops: dict[Any, int], closure: "_Closure | None") -> int:
+def _update(
+    optimizer: torch.optim.Optimizer, loss: float | None, flops: dict[Any, int], closure: "_Closure | None", seen: Footprint | None = None
+) -> int:
     """Step, clear the gradients, and return the FLOPs: counted on the run's first, or of the gradients that a closure added."""
-    if closure is not None:
-        optimizer.step(closure)
-        update = closure.flops
+    if closure is None and "update" in flops:
+        step_once(optimizer, loss)
+    elif seen is None or seen.update:
+        _update_counted(optimizer, loss, flops, closure)
     else:
-        if "update" in flops:
-            step_once(optimizer, loss)
-        else:
-            _, flops["update"] = counted(step_once, optimizer, loss)
-        update = flops["update"]
+        gradients = held(p.grad for p in seen.params)
+        with Peak() as peak:
+            _update_counted(optimizer, loss, flops, closure)
+        seen.update_seen(peak, gradients)
+    optimizer_flops = flops["update"] if closure is None else closure.flops
     optimizer.zero_grad()
-    return update
+    return optimizer_flops
+
+
+def _update_counted(optimizer: torch.optim.Optimizer, loss: float | None, flops: dict[Any, int], closure: "_Closure | None") -> None:
+    """One update, with its FLOPs in the table, or in the closure."""
+    if closure is None:
+        _, flops["update"] = counted(step_once, optimizer, loss)
+    else:
+        optimizer.step(closure)
+
+
+def _footprint(counters: Counters, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Footprint | None:
+    """What measures the memory of the first gradient and update; None where both are past."""
+    if counters.t > 0:
+        return None
+    seen = Footprint((p for group in optimizer.param_groups for p in group["params"]), model)
+    if counters.bytes is not None:
+        seen.gradient = counters.bytes - seen.fixed
+    return seen
 
 
 class _Closure:
