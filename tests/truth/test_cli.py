@@ -26,6 +26,7 @@ from velodrome.commands.race import farewell
 from velodrome.commands.train import Options
 from velodrome.records.lock import Lock
 from velodrome.records.read import scan
+from velodrome.reports.progress import Progress
 
 # Gradient descent on (w - 1)², from w = 0: the loss after t updates is (1 - 2 lr)^2t.
 TASK = """
@@ -211,28 +212,77 @@ def test_a_run_that_another_process_trains_is_refused(here, capsys, monkeypatch)
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning")  # of TensorBoard's own imports, which differ between its versions
-def test_tensorboard_reads_the_rows(here, capsys):
+def test_tensorboard_has_the_rows_while_they_come_and_once_however_often_it_is_asked(here, capsys, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for _ in range(2):  # the second time for a finished run: nothing is doubled
-        assert train(capsys, DESCENT, "--tensorboard")[0] == 0
-    (record,) = scan("runs")
-    events = EventAccumulator(str(record.path / "tensorboard"))
-    events.Reload()
-    assert set(events.Tags()["scalars"]) == {"train/loss", "val/loss", "lr"}
-    for tag, column in (("val/loss", "valid"), ("train/loss", "loss"), ("lr", "lr")):
-        points = [(e.step, e.value) for e in events.Scalars(tag)]
-        assert points == [(row["t"], pytest.approx(row[column], rel=1e-6)) for row in record.rows]
+    def points(folder):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+    during = []
+    update = Progress.update
+
+    def watched(self, name, **state):
+        update(self, name, **state)
+        if state.get("step") == 20:
+            during.append(points(f"events/{name}"))
+
+    monkeypatch.setattr(Progress, "update", watched)
+    for _ in range(2):  # the second time for a finished run
+        code, _, err = train(capsys, DESCENT, "--tensorboard", "events")
+        assert code == 0
+        assert "tensorboard --logdir events" in err
+        (record,) = scan("runs")
+        found = points(f"events/{record.path.name}")
+        for tag, column in (("valid/loss", "valid"), ("train/loss", "loss"), ("lr", "lr"), ("time/seconds", "seconds")):
+            wanted = [(row["t"], pytest.approx(row[column], rel=1e-6)) for row in record.rows if row[column] is not None]
+            assert found[tag] == wanted
+            assert during[0][tag] == [point for point in wanted if point[0] <= 20]
+    assert "to_target/steps" in found
+    assert "to_target/steps" not in during[0]
 
 
 def test_tensorboard_that_is_missing_is_said_before_anything_is_trained(here, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find_spec(name, *rest))
-    code, _, err = train(capsys, DESCENT, "--tensorboard")
-    assert code == 2
-    assert 'pip install "velodrome[tensorboard]"' in err
+    for run in (train(capsys, DESCENT, "--tensorboard", "events"), race_of(capsys, "lion", "--tensorboard", "events")):
+        code, _, err = run
+        assert code == 2
+        assert 'pip install "velodrome[tensorboard]"' in err
     assert not (here / "runs").exists()
+    assert not (here / "events").exists()
+
+
+def race_of(capsys, *arguments):
+    return velodrome(capsys, "race", *arguments, "--on", "./tiny.py:tiny", "--seeds", "1", "-q")
+
+
+def test_a_race_writes_the_events_of_all_its_runs_from_the_process_that_waits(here, capsys, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def one_worker(plan, workers, total, listen):
+        states = {}
+
+        def emit(line, flush=False):
+            state = json.loads(line)
+            folder = state.pop("run")
+            states[folder] = state
+            listen(folder, state)
+
+        Worker({**plan, "first": 0}, emit).work()
+        return states
+
+    monkeypatch.setattr(fanout, "run", one_worker)
+    assert race_of(capsys, DESCENT, "--tensorboard", "events")[0] == 0
+    records = scan("runs")
+    assert len(records) == 2
+    for record in records:
+        events = EventAccumulator(str(here / "events" / record.path.name))
+        events.Reload()
+        assert [e.step for e in events.Scalars("valid/loss")] == [row["t"] for row in record.rows]
 
 
 # --- mistakes ------------------------------------------------------------------------------------------------------------------------

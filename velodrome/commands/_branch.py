@@ -15,6 +15,7 @@ from velodrome.commands.train import Options
 from velodrome.recipes.parse import parse
 from velodrome.records.environment import environment
 from velodrome.records.read import read
+from velodrome.reports.exports.tensorboard import Mirror
 from velodrome.reports.progress import Progress
 from velodrome.reports.words import MISSING, digits, quantity, seconds
 
@@ -23,8 +24,7 @@ MISSED = 3  # exit code where no branch reached the target
 
 def run(o: Options, typed: str) -> int:
     """Train trunk and branches, tell what came of them, and return the exit code; `typed` is the command, for the person who goes on with it."""
-    if o.tensorboard:
-        raise ValueError("--tensorboard writes one run's events: give it with one branch's algorithm, without --branch-at.")
+    mirror = None if o.tensorboard is None else Mirror(o.out, o.tensorboard, say)
     torch.set_num_threads(o.threads)
     check_device(o.device)
     task = workload(o.on)
@@ -35,7 +35,8 @@ def run(o: Options, typed: str) -> int:
         try:
             follow(trunk, grow(trunk, branches, o.out, session, lambda: bool(asked)), progress, branches[-1].at)
             for branch in branches:
-                follow(branch.entry, drive(branch.entry, o.out, session, lambda: bool(asked)), progress, branch.entry.end)
+                states = drive(branch.entry, o.out, session, lambda: bool(asked))
+                follow(branch.entry, states, progress, branch.entry.end, mirror)
         except Interrupted:
             pass
     if any(not (o.out / b.entry.folder / "result.json").exists() for b in branches):
@@ -44,13 +45,15 @@ def run(o: Options, typed: str) -> int:
     return tell(o, branches)
 
 
-def follow(entry: Entry, states: Iterable[dict[str, Any]], progress: Progress, total: int) -> None:
+def follow(entry: Entry, states: Iterable[dict[str, Any]], progress: Progress, total: int, mirror: Mirror | None = None) -> None:
     """One line of the progress for a run, or for the trunk."""
     name, w = entry.folder, entry.workload
     progress.update(name, workload=w.name, algorithm=entry.recipe.name, seed=entry.seed, total=total, target=w.target)
     for state in states:
         if "valid" in state:
             progress.update(name, state=state["state"], step=state["t"], value=state["valid"])
+        if mirror is not None:
+            mirror.look(name)
     progress.update(name, state="finished", step=total)
 
 

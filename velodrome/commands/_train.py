@@ -1,11 +1,6 @@
 """The work of `velodrome train`: one run by the protocol of a race, its result in words, and TensorBoard events from its rows."""
 
-import importlib.util
-import shutil
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +17,7 @@ from velodrome.recipes.parse import parse
 from velodrome.records.environment import environment
 from velodrome.records.read import Record, read
 from velodrome.reports.collect import curve
+from velodrome.reports.exports.tensorboard import Mirror
 from velodrome.reports.progress import Progress
 from velodrome.reports.race import AXES
 from velodrome.reports.words import MISSING, cost, digits, seconds
@@ -31,8 +27,7 @@ MISSED = 3  # exit code of a run that diverged or never reached its target
 
 def run(o: Options, typed: str) -> int:
     """Train, tell the result, and return the exit code; `typed` is the command, for the person who goes on with it."""
-    if o.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ValueError('--tensorboard needs TensorBoard: pip install "velodrome[tensorboard]".')
+    mirror = None if o.tensorboard is None else Mirror(o.out, o.tensorboard, say)
     if o.watch:
         share_of(o.watch)
     torch.set_num_threads(o.threads)
@@ -42,7 +37,7 @@ def run(o: Options, typed: str) -> int:
     folder = o.out / entry.folder
     expected = Forecast(entry, o.out)
     with stopping() as asked:
-        failed = train(entry, o, lambda: bool(asked), expected)
+        failed = train(entry, o, lambda: bool(asked), expected, mirror)
     if asked and not (folder / "result.json").exists():
         lost = (folder / "not-resumable.txt").exists()
         say(
@@ -52,13 +47,12 @@ def run(o: Options, typed: str) -> int:
     if failed is not None:
         say(f"{folder} failed: {type(failed).__name__}: {failed} (traceback in {folder / 'error.txt'})")
         return 1
-    record = read(folder)
-    if o.tensorboard:
-        write_events(record, folder / "tensorboard")
-    return tell(record, o.json, expected)
+    if mirror is not None and not mirror.failed:
+        say(f"TensorBoard: tensorboard --logdir {o.tensorboard}")
+    return tell(read(folder), o.json, expected)
 
 
-def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast) -> Exception | None:
+def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast, mirror: Mirror | None) -> Exception | None:
     """Drive the run to its end or until `stop`, with progress on stderr; returns what went wrong in the algorithm.
 
     What is wrong before the first evaluation (Busy, a value that the optimizer refuses) is raised if it is a ValueError, and so is what
@@ -71,6 +65,8 @@ def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast
         try:
             for state in drive(entry, o.out, environment(threads=o.threads, device=o.device), stop, watching=o.watch or None):
                 begun = True
+                if mirror is not None:
+                    mirror.look(name)
                 if "valid" not in state:  # finished earlier
                     known = read(o.out / name).result or {}
                     state = {"state": known["state"], "t": known["steps"], "valid": known["valid"]}
@@ -126,24 +122,3 @@ def outcome(hit: Hit) -> str:
         return "missed"
     step, clock = round(hit.cost["steps"]), cost("seconds", hit.cost["seconds"])
     return "met before the first step" if hit.at_start else f"reached at step {step:,} ({clock})"
-
-
-def write_events(record: Record, folder: Path) -> None:
-    """The rows as TensorBoard scalars over steps, written anew: train/loss, val/loss, lr, and val/NAME for further metrics.
-
-    The clock of an event is the run's start plus the seconds of training, so that TensorBoard's "relative" axis is training time.
-    """
-    from torch.utils.tensorboard import SummaryWriter
-
-    shutil.rmtree(folder, ignore_errors=True)
-    sessions = record.environment
-    start = (datetime.fromisoformat(sessions[0]["time"]) if sessions else datetime.now(UTC)).timestamp()
-    tags = {"loss": "train/loss", "valid": "val/loss", "lr": "lr"}
-    writer: Any = SummaryWriter(str(folder))
-    for row in record.rows:
-        for name, value in row.items():
-            tag = tags.get(name) or (f"val/{name.removeprefix('valid_')}" if name.startswith("valid_") else None)
-            if tag and value is not None:
-                writer.add_scalar(tag, value, row["t"], walltime=start + row["seconds"])
-    writer.close()
-    say(f"TensorBoard: tensorboard --logdir {folder}")

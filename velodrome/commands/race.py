@@ -14,6 +14,7 @@ from velodrome.commands.options import command, parse, print_json, say, write_pa
 from velodrome.discover import recipe_names, workload_names
 from velodrome.records.read import read
 from velodrome.reports import collect, html
+from velodrome.reports.exports.tensorboard import Mirror
 from velodrome.reports.progress import Progress
 from velodrome.reports.race import Race
 from velodrome.reports.table import print_race
@@ -58,6 +59,8 @@ class Options:
     """Forward passes in bfloat16 (autocast)."""
     compile: bool = False
     """Compile the models with torch.compile and the optimizers that are chains; compilation is on the clock."""
+    tensorboard: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write TensorBoard events to DIR/RUN as the runs go."""
     json: bool = False
     """Print the result as one JSON object instead of a table."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False
@@ -82,10 +85,13 @@ def main(arguments: list[str]) -> int:
         "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile, "threads": o.threads, "until": o.until},
     }
     heard: dict[str, Mapping[str, Any]] = {}
+    mirror = None if o.tensorboard is None else Mirror(o.out, o.tensorboard, say)
 
     def listen(folder: str, state: Mapping[str, Any]) -> None:
         heard[folder] = state
         show(progress, folder, state)
+        if mirror is not None:
+            mirror.look(folder)
 
     try:
         with Progress(total, quiet=o.quiet) as progress:

@@ -58,8 +58,8 @@ class Options:
     watch: str = ""
     """Look inside while it trains, for at most this share of its time ("2%"
     where none is given); the numbers go to watch.jsonl in its folder."""
-    tensorboard: bool = False
-    """Also write the rows of the finished run as TensorBoard events into its folder."""
+    tensorboard: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write TensorBoard events to DIR/RUN as it goes, outside the clock."""
     json: bool = False
     """Print the result as one JSON object."""
     quiet: Annotated[bool, tyro.conf.arg(aliases=["-q"])] = False

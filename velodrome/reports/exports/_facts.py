@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import replace as copied
@@ -44,6 +45,15 @@ class Exported:
 def exported(record: Record, path: Path, log: Log, done: Done) -> Exported:
     """What was done with a run and its log."""
     return Exported(record.path.name, path, len(log.rows), len(log.damaged), done)
+
+
+def check_folder(place: Path) -> None:
+    """ValueError where this is no folder that can be written to; nothing is made."""
+    nearest = next(p for p in (place, *place.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"runs are written to a folder, got {place}, and {nearest} is a file: name another.")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"{nearest} cannot be written to: name another folder than {place}.")
 
 
 def number(value: Any) -> float | int | None:

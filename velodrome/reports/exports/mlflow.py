@@ -25,8 +25,7 @@ NOT_IN_NAMES = re.compile(r"[^\w\-. /:]")
 
 def check(place: Path) -> None:
     """ValueError where no store can be."""
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"an MLflow store is a folder, got the file {place}: name another.")
+    facts.check_folder(place)
 
 
 def export(records: Sequence[Record], place: Path, overwrite: bool) -> Iterator[Exported]:

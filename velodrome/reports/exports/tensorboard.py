@@ -2,12 +2,13 @@
 
 Framing (length, masked CRC-32C, protocol buffer) and messages are those of the tensorboard package itself, without its SummaryWriter and without torch's,
 whose imports take 3 s of processor time and would bring torch into the process that only waits for a race's workers. A run has one file. Whoever begins to
-follow a run writes it anew from the rows there are, under a later name and with the mark of a restart, and only then removes the one before: so a crash, a
+follow a run writes it anew from the rows there are, under a later name and with the mark of a restart, and only then empties the one before: so a crash, a
 resumed run that was cut back, or a second export never shows a point twice, and a TensorBoard that is looking goes on with the new file.
 """
 
 import importlib
 import importlib.util
+import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,8 +29,7 @@ def check(place: Path) -> None:
     """ValueError where event files cannot be written."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ValueError('event files need TensorBoard: pip install "velodrome[tensorboard]".')
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"event files go into a folder, got the file {place}: name another.")
+    facts.check_folder(place)
 
 
 def export(records: Sequence[Record], place: Path, overwrite: bool) -> Iterator[Exported]:
@@ -79,7 +79,6 @@ class Mirror:
         while True:
             rows, anew = tail.read()
             if anew:
-                events.close()
                 events = Events(folder, read(run))
                 self._open[name] = tail, events
             events.add(rows)
@@ -98,19 +97,11 @@ class Mirror:
         tail, events = known
         fresh, anew = tail.read()
         if anew or tail.behind or events.count + len(fresh) != len(rows):
-            events.close()
             _whole(record, folder, rows, mark)
             return
         events.add(fresh)
         events.end(record)
-        events.close()
         facts.sign(folder, record, mark)
-
-    def close(self) -> None:
-        """Close the files of runs that are not finished."""
-        for _, events in self._open.values():
-            events.close()
-        self._open.clear()
 
 
 class Events:
@@ -123,11 +114,14 @@ class Events:
         before = _ours(folder)
         now = int(time.time())
         later = [stamp + 1 for path in before if (stamp := int(path.name.split(".")[3])) < now + MAXIMUM_AHEAD]
-        self._file = open(folder / f"events.out.tfevents.{max([now, *later]):010d}.velodrome", "xb", buffering=0)  # noqa: SIM115
+        self.path = folder / f"events.out.tfevents.{max([now, *later]):010d}.velodrome"
         self._write([_version(self.start), _restart(self.start), _event(self.start, 0, [_hparams(record, self.start)])])
         self.add(rows)
         for path in before:
-            path.unlink()
+            if path.stat().st_size:
+                os.truncate(path, 0)  # a TensorBoard that reads it goes on to the next file, which it never does from one that is gone
+            else:
+                path.unlink()
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """An event for each row: all its numbers, at the start of the run plus its seconds of training."""
@@ -146,23 +140,17 @@ class Events:
         at = facts.number(told.get("steps")) or 0
         self._write([_event(self.last, int(at), [*values, _over(self.last)])])
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
     def _write(self, events: Iterable[Any]) -> None:
         data = b"".join(map(_framed, events))
-        if data and self._file.write(data) < len(data):
-            raise OSError(f"{self._file.name} could not be written whole: the disk is full.")
+        with self.path.open("ab", buffering=0) as file:
+            if data and file.write(data) < len(data):
+                raise OSError(f"{self.path} could not be written whole: the disk is full.")
 
 
 def _whole(record: Record, folder: Path, rows: Iterable[Mapping[str, Any]], mark: str) -> None:
     events = Events(folder, record, rows)
-    try:
-        if record.finished:
-            events.end(record)
-    finally:
-        events.close()
+    if record.finished:
+        events.end(record)
     facts.sign(folder, record, mark)
 
 

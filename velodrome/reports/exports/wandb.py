@@ -30,13 +30,12 @@ def check(place: Path) -> None:
     """ValueError where the library is missing or no folder can be."""
     if importlib.util.find_spec("wandb") is None:
         raise ValueError('runs for Weights & Biases need wandb: pip install "velodrome[wandb]".')
-    if place.exists() and not place.is_dir():
-        raise ValueError(f"offline runs go into a folder, got the file {place}: name another.")
+    facts.check_folder(place)
 
 
 def export(records: Sequence[Record], place: Path, overwrite: bool) -> Iterator[Exported]:
     """Each run into place/wandb/offline-run-TIME-ID, unless it is there as it is now; `overwrite` writes all anew."""
-    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    before, service = {name: os.environ.get(name) for name in ENVIRONMENT}, os.environ.get("WANDB_SERVICE")
     os.environ.update(ENVIRONMENT)
     try:
         wandb: Any = importlib.import_module("wandb")
@@ -44,6 +43,8 @@ def export(records: Sequence[Record], place: Path, overwrite: bool) -> Iterator[
         for record in records:
             yield _export(wandb, settings, record, place, overwrite)
     finally:
+        if service is None and os.environ.get("WANDB_SERVICE"):  # the library's own process, which nobody else here uses
+            importlib.import_module("wandb").teardown()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
