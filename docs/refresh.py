@@ -9,15 +9,17 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import board_tables
+import torch
 from optimizer_page import costs, page
 from rich.console import Console
 
 from velodrome.bench.catalog import workload
+from velodrome.bench.workload import Workload
 from velodrome.discover import workload_names
 from velodrome.recipes.parse import parse
 from velodrome.records.read import Record, scan
@@ -32,12 +34,34 @@ DRAWN = "stdlib-gpt"
 
 
 def workloads_table() -> str:
-    """The workloads as a Markdown table, the quick ones first."""
-    lines = ["| workload | what | metric | targets | steps x batch | cost of the reference |", "|---|---|---|---|---|---|"]
-    for w in sorted(map(workload, workload_names()), key=lambda w: w.seconds):
-        targets = ", ".join(f"{t:g}" for t in w.targets)
-        lines.append(f"| `{w.name}` | {w.summary} | {w.metric_name} | {targets} | {w.steps:,} x {w.batch_size} | {w.cost} |")
-    return "\n".join(lines) + "\n"
+    """The workloads as a Markdown table, the quick ones first, and another of their variants."""
+    known = sorted(map(workload, workload_names()), key=lambda w: w.seconds)
+    head = ("workload", "what", "metric", "targets", "reached", "spread", "steps x batch", "cost of the reference")
+    rows = [[f"`{w.name}`", w.summary, w.metric_name, *measured(w), f"{w.steps:,} x {w.batch_size}", w.cost] for w in known]
+    more = ("variant", "what", "parameters", "targets", "reached", "spread", "steps x batch")
+    variants = [w.variant(name) for w in known for name in w.variants]
+    told = [
+        [f"`{v.name}`", v.summary.partition(" ")[2], f"{parameters(v):,}", *measured(v), f"{v.steps:,} x {v.batch_size}"] for v in variants
+    ]
+    return markdown(head, rows) + "\n" + markdown(more, told)
+
+
+def measured(w: Workload) -> tuple[str, str, str]:
+    """Its targets, how many runs of the reference reached the hard one, and how far their steps to it lie apart."""
+    targets = ", ".join(f"{t:g}" for t in w.targets) or "set by the race"
+    reached = f"{w.reached[0]} of {w.reached[1]}" if w.reached else ""
+    return targets, reached, "" if w.spread is None else f"{100 * w.spread:.0f} %"
+
+
+def parameters(w: Workload) -> int:
+    """How many the model has; it is not filled."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in w.model().parameters())
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)) + "\n"
 
 
 def said(recipes: Mapping[str, Mapping[str, Any]], tasks: Mapping[str, tuple[float, int, int]]) -> str:

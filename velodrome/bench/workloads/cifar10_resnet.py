@@ -42,6 +42,7 @@ def cifar10_resnet() -> Workload:
         metric_name="validation loss",
         targets=(1.74, 1.64, 1.6),
         spread=0.14,
+        reached=(10, 10),
         steps=STEPS,
         batch_size=BATCH,
         cost="42 s for 400 steps on one core",

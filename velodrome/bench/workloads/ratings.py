@@ -35,6 +35,7 @@ def ratings() -> Workload:
         metric_name="validation error",
         targets=(0.183, 0.142, 0.134),
         spread=0.088,
+        reached=(10, 10),
         steps=STEPS,
         batch_size=BATCH,
         cost="1 s for 1,000 steps on one core",
