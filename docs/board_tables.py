@@ -24,7 +24,7 @@ def section(rules: str, runs: list[Packed]) -> str:
     notes = [f"* {line}" for line in b.race.notes]
     parts = [
         f"## {TITLES.get(rules, rules)}\n",
-        f"{leader(b)} {RULES.get(rules, rules).capitalize()}.\n",
+        f"{RULES[rules][0].upper()}{RULES[rules][1:]}. {leader(b)}\n",
         *(["![Speed-ups with intervals](board.svg)\n"] if rules == "self" else []),
         markdown(board_rows(b)),
         "\n\n".join(reading(b)) + "\n",
@@ -53,7 +53,7 @@ def what(b: Board, runs: list[Packed]) -> str:
     environment = "; ".join(f"{name} {value}" for name, value in b.race.environment.items())
     lines = [
         f"{len(runs):,} runs: {len(b.race.algorithms)} algorithms, {len(b.race.workloads)} workloads, seeds {seeds[0]} to {seeds[-1]}, "
-        f"on {environment}. Training alone took {sum(r.result['seconds'] for r in runs if r.result) / 3600:.1f} hours of processes.",
+        f"on {environment or 'an unknown machine'}. Training alone took {sum(r.result['seconds'] for r in runs if r.result) / 3600:.1f} hours of processes.",
         f"Targets: {joined([f'{w.name} {w.target:g} within {w.budget:,} steps' for w in b.race.workloads])}.",
     ]
     if b.rules == "self":

@@ -45,12 +45,26 @@ def test_a_duel_is_the_speedup_over_the_other_and_finds_a_planted_one():
     assert by["b", "c"].verdict == "not separable at this scale"
 
 
-def test_a_miss_leaves_the_p_value_open():
-    trials = [t for t in table(np.random.default_rng(2), {"a": 1.0, "b": 1.0}) if t.algorithm == "a" or t.seed]
-    trials += [Trial(f"w{w}", "b", 0, False, {"seconds": 500.0}) for w in range(6)]
-    (duel,) = duels(trials)
-    assert duel.bound == ">"
-    assert duel.p is duel.adjusted is duel.high is None
+def missed(at, who="b"):
+    """Equal algorithms, of which one misses its target with every first seed, at this budget."""
+    trials = [t for t in table(np.random.default_rng(2), {"a": 1.0, "b": 1.0}) if t.algorithm not in who or t.seed]
+    return trials + [Trial(f"w{w}", name, 0, False, {"seconds": at}) for w in range(6) for name in who]
+
+
+def test_a_miss_is_evidence_against_who_missed_and_never_for_it():
+    (late,) = duels(missed(5000.0))
+    assert (late.bound, late.high, late.verdict) == (">", None, "a is faster")
+    assert late.p < 0.001
+    (early,) = duels(missed(5.0))  # as if b had been fast, which a miss cannot show
+    assert (early.bound, early.p, early.adjusted, early.verdict) == (">", 1.0, 1.0, "not separable at this scale")
+    assert early.speedup < 0.5
+
+
+def test_where_both_missed_the_p_value_is_open():
+    trials = [t for t in missed(5000.0) if (t.workload, t.algorithm, t.seed) != ("w0", "a", 1)]
+    (duel,) = duels([*trials, Trial("w0", "a", 1, False, {"seconds": 5000.0})])
+    assert duel.bound == "?"
+    assert duel.p is duel.adjusted is duel.low is duel.high is None
     assert duel.verdict == "not known"
 
 

@@ -50,7 +50,7 @@ def test_a_table_is_scored_without_a_word_about_its_columns(table, capsys):
     assert 1.25 < mine["low"] < mine["speedup"] < mine["high"] < 1.35
     assert (lost["bound"], lost["hits"], lost["trials"]) == ("<", 7, 8)
     assert found["notes"][0] == "Read as algorithm: optimizer, workload: task, seed: seed, steps: steps_to_target."
-    assert [d["adjusted"] is None for d in found["pairwise"]] == [False, True, True]
+    assert [d["adjusted"] < 0.05 for d in found["pairwise"]] == [True, True, True]
     assert found["restricted_speedup"]["mine"] == pytest.approx(1.3, rel=0.02)
 
 

@@ -15,8 +15,9 @@ from velodrome.bench.score import Pairs, Trial, indexed
 class Duel:
     """How many times faster `a` is than `b`, geometric mean over workloads with an informative pair; `bound` as in `Speedup`.
 
-    `p` is the two-sided p-value that the speed-up is 1 (None where censoring or too few pairs leave it open), `adjusted` that of Holm's procedure
-    over all duels: if every difference with `adjusted` < 0.05 is called one, the chance of any false call is at most 5 %.
+    `p` is the two-sided p-value that the speed-up is 1, `adjusted` that of Holm's procedure over all duels: if every difference with `adjusted` < 0.05 is
+    called one, the chance of any false call is at most 5 %. Where only one of the two missed somewhere, a difference in its disfavour alone can be
+    called, as if it had reached its target at the budget, and `p` is at most too large; None where both did, or pairs are too few.
     """
 
     a: str
@@ -69,9 +70,8 @@ def _duel(a: str, b: str, pairs: Sequence[Pairs], level: float, resamples: int, 
     if draws is not None:
         ends = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
         low, high = None if upper else exp(ends[0]), None if lower else exp(ends[1])
-        if not bound:
-            side = min((draws <= 0).mean(), (draws >= 0).mean())
-            p = float(min(1.0, max(2 * side, 1 / resamples)))
+        against = {"<": [(draws >= 0).mean()], ">": [(draws <= 0).mean()], "": [(draws <= 0).mean(), (draws >= 0).mean()], "?": []}[bound]
+        p = float(min(1.0, max(2 * min(against), 1 / resamples))) if against else None
     mean = exp(float(np.mean([g.mean() for g in groups]))) if groups else None
     return Duel(a, b, mean, low, high, p, None, bound, sum(map(len, groups)), len(groups))
 

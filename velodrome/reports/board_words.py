@@ -14,7 +14,11 @@ def leader(b: Board) -> str:
     if not total:
         return f"Only {score.reference} is on this board."
     rest = total - len(faster) - len(slower)
-    parts = [f"{len(faster)} of {total} algorithms are faster than {score.reference} in {cost}" if total > 1 else ""]
+    parts = [
+        f"{len(faster)} of {total} algorithms {'is' if len(faster) == 1 else 'are'} faster than {score.reference} in {cost}"
+        if total > 1
+        else ""
+    ]
     if faster:
         parts.append(f"the fastest of them is {faster[0].algorithm}, {times(faster[0])}")
     if slower:
@@ -35,7 +39,7 @@ def reading(b: Board) -> list[str]:
         f"Speed-up: cost of {score.reference} over cost of the algorithm until the hard target, in {axes}; geometric mean over {seeds} paired seeds and "
         f"{len(b.race.workloads)} workloads, {score.level:.0%} interval for {scope}. ≤ and ≥: some run missed its target, so the number is a bound. "
         "It depends on the algorithm and the reference alone: nobody's moves when somebody else enters.",
-        f"p adjusted: of the comparisons with {score.reference}, Holm's procedure over the {count} that have one. "
+        f"p adjusted: of the comparisons with {score.reference}, Holm's procedure over {count}; a miss counts against who missed. "
         f"Place: by speed-up, and its 95 % range when {'the workloads' if scope == 'workloads like these' else 'the seeds'} "
         "are redrawn for everybody at once; a place depends on who else entered.",
     ]

@@ -45,7 +45,7 @@ def sections(s: Standing) -> str:
             "<h2>Every algorithm against every other</h2>",
             table(*duel_rows(s)),
             f'<p class="soft">{len(s.duels)} comparisons: p-values are adjusted by Holm\'s procedure, so that the chance of any false call among them is '
-            "at most 5 %. — where a miss leaves the comparison open.</p>",
+            "at most 5 %. A miss counts at the budget and against who missed; — where both missed somewhere.</p>",
         ]
     if s.robust:
         parts += [
