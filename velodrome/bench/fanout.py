@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Protocol
 
+from velodrome.bench.crews.on_ray import Cluster
 from velodrome.bench.crews.place import Place, place
 from velodrome.bench.crews.process import Process
 from velodrome.bench.targets import FOLDER as TARGETS
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 OVER = {"finished", "diverged", "failed"}
-ROUNDS = 3  # a crew with a worker that died is replaced this often
+ROUNDS = 3  # crews in a row in which a worker died and no run has ended, until the race is given up
 PATIENCE = 30.0  # seconds that workers get to save when asked to stop
 
 
@@ -36,7 +37,10 @@ class Stopped(Exception):
 
 
 def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dict[str, dict[str, Any]]:
-    """Work through `plan` with that many processes; returns the last state of each of its runs, by folder.
+    """Work through `plan` with that many workers; returns the last state of each of its runs, by folder.
+
+    The plan is JSON: "root" (a folder, or a URL of object storage), "algorithms", "workloads", "seeds", "setting", "threads" of each process, and where
+    they differ from what is usual "processes" of each run (1), "alone" (false), and "ray", the address of a cluster; there, 0 workers are as many as fit.
 
     `total` is the number of runs until the workers say how many there are: two spellings of one algorithm are raced once. Runs that another race
     in this folder is training ("elsewhere") are waited for, and taken over if their process dies. Raises Stopped after SIGINT or SIGTERM, when
@@ -54,25 +58,34 @@ def run(plan: dict[str, Any], workers: int, total: int, listen: Listener) -> dic
         states[folder] = state
         listen(folder, state)
 
-    crashes, home = 0, place(plan["root"])
-    while True:
-        crew = _Crew(plan, workers, Process)
-        crash = crew.work(hear)
-        total = total if crew.planned is None else crew.planned
-        if not crash and total < 1:
-            raise ValueError("there is nothing to race: name at least one algorithm, one workload and one seed.")
-        unfinished = [f for f, s in states.items() if s["state"] not in OVER]
-        left = [f for f in unfinished if states[f]["state"] != "elsewhere" and home.free(f)]
-        if not crash and (left or len(states) < total):
-            crash = "a worker left before its runs had ended"
-        if crash:
-            crashes += 1
-            if crashes == ROUNDS:
-                raise ValueError(f"workers keep dying ({crash}). Finished runs are safe, and the same command goes on.")
-        for folder in unfinished:
-            hear(folder, {**states[folder], "state": "waiting"})
-        if not crash and _wait(home, unfinished, states, hear):
-            return states
+    with contextlib.ExitStack() as leaving:
+        start: Start = Process
+        if plan.get("ray"):
+            cluster = leaving.enter_context(Cluster(plan["ray"]))
+            start, workers = cluster.start, workers or cluster.room(plan)
+        home = place(plan["root"])
+        leaving.callback(home.close)
+        crashes = ended = 0
+        while True:
+            crew = _Crew(plan, workers, start)
+            crash = crew.work(hear)
+            total = total if crew.planned is None else crew.planned
+            if not crash and total < 1:
+                raise ValueError("there is nothing to race: name at least one algorithm, one workload and one seed.")
+            unfinished = [f for f, s in states.items() if s["state"] not in OVER]
+            left = [f for f in unfinished if states[f]["state"] != "elsewhere" and home.free(f)]
+            if not crash and (left or len(states) < total):
+                crash = "a worker left before its runs had ended"
+            if len(states) - len(unfinished) > ended:  # machines come and go; what counts is a crew that brings nothing to its end
+                crashes, ended = 0, len(states) - len(unfinished)
+            if crash:
+                crashes += 1
+                if crashes == ROUNDS:
+                    raise ValueError(f"workers keep dying ({crash}). Finished runs are safe, and the same command goes on.")
+            for folder in unfinished:
+                hear(folder, {**states[folder], "state": "waiting"})
+            if not crash and _wait(home, unfinished, states, hear):
+                return states
 
 
 def _wait(home: Place, unfinished: list[str], states: dict[str, dict[str, Any]], hear: Callable[[str, dict[str, Any]], None]) -> bool:
@@ -118,41 +131,54 @@ class _Crew:
     """One set of workers; `planned` is the number of runs they have found in the plan. Leaving it by an exception stops them."""
 
     def __init__(self, plan: dict[str, Any], count: int, start: Start):
+        self.plan, self.count, self.start = plan, count, start
         self.planned: int | None = None
+        self.fruitful = True  # whether a run has ended since a dead worker was last replaced
         self.events: queue.Queue[tuple[int, str | None]] = queue.Queue()
         self.members: list[Member] = []
         try:
             for i in range(count):
-                self.members.append(start({**plan, "workers": count, "first": i}, partial(self._put, i)))
+                self._add(i)
         except BaseException:
             self._stop(0.0)
             raise
+
+    def _add(self, first: int) -> None:
+        """One more worker, which begins at that place of the plan."""
+        plan = {**self.plan, "workers": self.count, "first": first % self.count}
+        self.members.append(self.start(plan, partial(self._put, len(self.members))))
 
     def _put(self, i: int, line: str | None) -> None:
         self.events.put((i, line))
 
     def work(self, hear: Callable[[str, dict[str, Any]], None]) -> str:
-        """Until all have left; returns how the first one crashed, or ''."""
-        patience = PATIENCE
+        """Until all have left; returns how the first one crashed that nobody has replaced, or ''."""
+        patience, crash = PATIENCE, ""
         try:
             with stopping() as asked:
                 alive = set(range(len(self.members)))
                 while alive and not asked:
-                    if len(alive) < len(self.members) and all(self.members[i].waiting for i in alive):
+                    if len(alive) < self.count and all(self.members[i].waiting for i in alive):
                         break  # whoever got a machine has left: the work is done, or a new crew takes the machines that are there
                     try:
                         i, line = self.events.get(timeout=0.2)
                     except queue.Empty:
                         continue
-                    if line is None:
-                        alive.remove(i)
-                    else:
+                    if line is not None:
                         self._heard(line, hear)
+                        continue
+                    alive.remove(i)
+                    end = self.members[i].crash()
+                    if end and self.fruitful:
+                        alive.add(len(self.members))
+                        self._add(i)
+                        self.fruitful = False
+                    else:
+                        crash = crash or end
                 if asked:
                     self._stop(patience, hear)
                     raise Stopped(asked[0])
-                crashes = [member.crash() for i, member in enumerate(self.members) if i not in alive]
-                return next(filter(None, crashes), "")
+                return crash
         except KeyboardInterrupt:  # asked twice: nobody waits for a checkpoint
             patience = 0.0
             raise
@@ -184,7 +210,8 @@ class _Crew:
                 raise Refused(reason)
             case {"plan": int(count)}:
                 self.planned = count
-            case {"run": str(folder), "state": str()}:
+            case {"run": str(folder), "state": str(state)}:
+                self.fruitful = self.fruitful or state in OVER
                 hear(folder, {k: v for k, v in message.items() if k != "run"})
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from velodrome.bench.crews.mates import shared
 from velodrome.bench.workload import Data, Loss, Workload
 from velodrome.data.stream import Batch, Stream
 from velodrome.gradients.backward import backward
@@ -42,6 +43,7 @@ class Setting:
     bf16: bool = False
     compile: bool = False
     threads: int = 1
+    processes: int = 1  # that compute the gradients of one run together (`bench/crews/mates.py`)
     checkpoint_seconds: float = 20.0
     until: Literal["budget", "target"] = "budget"
 
@@ -91,6 +93,7 @@ class Entry:
             "bf16": self.setting.bf16,
             "compile": self.setting.compile,
             "threads": self.setting.threads,
+            **({"processes": self.setting.processes} if self.setting.processes > 1 else {}),
             "until": self.setting.until,
             "code": package_digest(),
             **({"targets_from": dict(w.targets_from)} if w.targets_from else {}),
@@ -155,7 +158,8 @@ class Live:
             self.optimizer.compile()
         self.stream: Stream = entry.data.stream(entry.seed)
         autocast = torch.bfloat16 if setting.bf16 else None
-        self.gradient = backward(self.model, entry.workload.loss, autocast=autocast, compile=setting.compile)
+        alone = backward(self.model, entry.workload.loss, autocast=autocast, compile=setting.compile)
+        self.gradient = shared(alone, entry.workload.name) if setting.processes > 1 else alone
 
     def steps(self, tree: dict[str, Any] | None = None) -> Iterator[Step]:
         """The run's steps, after the state that a checkpoint holds if one is given; ends where the reader breaks off."""

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from velodrome.bench.catalog import workloads
+from velodrome.bench.crews import job
 from velodrome.bench.crews.place import place
 from velodrome.bench.device import check_device
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
@@ -80,6 +81,7 @@ class Worker:
         mine, workers = self.plan["first"], self.plan.get("workers", 1)
         setting = Setting(**self.plan["setting"])
         check_device(setting.device)
+        job.check(self.plan)
         recipes: dict[str, Recipe] = {}
         for text in self.plan["algorithms"]:  # two spellings of one algorithm are raced once
             recipe = parse(text)
@@ -138,7 +140,8 @@ def main() -> int:
     torch.set_num_threads(plan["threads"])
     share, everything = worker.understand()
     worker.tell({"plan": len({entry.folder for group in everything for entry in group})})
-    worker.train(share, everything)
+    with job.job(plan):
+        worker.train(share, everything)
     return 143 if worker.stopping else 0
 
 

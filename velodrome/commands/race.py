@@ -3,13 +3,14 @@
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from velodrome.bench import fanout
+from velodrome.commands import _crew
 from velodrome.commands.options import command, parse, print_json, say, write_page
 from velodrome.discover import recipe_names, workload_names
 from velodrome.records.read import read
@@ -46,13 +47,19 @@ class Options:
     until: Literal["budget", "target"] = "budget"
     """target: a run ends where it has reached its hard target, with the same score."""
     out: Path = field(default_factory=lambda: Path("runs"))
-    """Folder of the run records; races may share it."""
+    """Folder of the run records, which races may share; or s3://bucket/runs."""
     report: Path = field(default_factory=lambda: Path("race.html"))
     """The HTML file to write."""
     workers: int = 0
     """Processes; 0 means one for every `threads` cores, or one on a GPU."""
     threads: int = 1
     """Threads of each process; runs with another number are other runs."""
+    alone: bool = False
+    """One worker, and no other race pinned beside it: for seconds."""
+    processes_per_run: int = 1
+    """Processes that compute the gradients of one run together."""
+    on_ray: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = ""
+    """Workers on a Ray cluster: auto, local, or HOST:PORT of its head."""
     device: str = "cpu"
     """cpu, cuda, cuda:1, …"""
     bf16: bool = False
@@ -74,15 +81,22 @@ def main(arguments: list[str]) -> int:
     algorithms = list(dict.fromkeys([collect.REFERENCE, *o.algorithms]))
     workloads = list(dict.fromkeys(o.on))
     total = len(algorithms) * len(workloads) * o.seeds
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = o.workers or (1 if o.device != "cpu" else max(1, min(cores // o.threads, len(workloads) * o.seeds)))
+    workers = _crew.count(o, len(workloads) * o.seeds)
     plan = {
         "root": str(o.out),
         "algorithms": algorithms,
         "workloads": workloads,
         "seeds": list(range(o.seeds)),
         "threads": o.threads,
-        "setting": {"device": o.device, "bf16": o.bf16, "compile": o.compile, "threads": o.threads, "until": o.until},
+        "setting": {
+            "device": o.device,
+            "bf16": o.bf16,
+            "compile": o.compile,
+            "threads": o.threads,
+            "until": o.until,
+            "processes": o.processes_per_run,
+        },
+        **_crew.told(o),
     }
     heard: dict[str, Mapping[str, Any]] = {}
     mirror = None if o.tensorboard is None else Mirror(o.out, o.tensorboard, say)
@@ -108,16 +122,23 @@ def check(o: Options) -> None:
         raise ValueError(f"seeds and threads must be at least 1 and workers at least 0, got {o.seeds}, {o.threads} and {o.workers}.")
     if not o.on:
         raise ValueError(f"--on needs a workload: {', '.join(workload_names())}.")
-    if o.out.exists() and not o.out.is_dir():
-        raise ValueError(f"--out must be a folder, got the file {o.out}.")
-    nearest = next(p for p in (o.out, *o.out.absolute().parents) if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(
-            f"--out must be a folder that can be written to, got {o.out}: {nearest} {'is not' if nearest.is_dir() else 'is no folder'}."
-        )
+    _crew.check(o)
+    if not _crew.remote(o.out):
+        check_out(o.out)
     check_file("report", o.report)
     if not o.algorithms:
         raise ValueError(f"name at least one algorithm: {', '.join(recipe_names())}, or FILE.py:CLASS.")
+
+
+def check_out(out: Path) -> None:
+    """Refuse a folder that runs could not be written to."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, got the file {out}.")
+    nearest = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise ValueError(
+            f"--out must be a folder that can be written to, got {out}: {nearest} {'is not' if nearest.is_dir() else 'is no folder'}."
+        )
 
 
 def check_file(option: str, path: Path) -> None:
@@ -164,6 +185,7 @@ def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
 def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> int:
     """Table or JSON on stdout, the HTML file, and the exit code."""
     failed = {f: s for f, s in states.items() if s["state"] == "failed"}
+    o = replace(o, out=_crew.fetched(o.out, states))
     for folder, s in failed.items():
         say(f"{folder} failed: {s.get('note')} (traceback in {o.out / folder / 'error.txt'})")
     records = [read(o.out / f) for f in states if f not in failed]

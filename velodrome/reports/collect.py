@@ -15,6 +15,7 @@ from velodrome.bench.scale import Ladder, ladder
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.bench.targets import Watched
 from velodrome.records.read import Record, columns
+from velodrome.reports.company import company
 from velodrome.reports.race import AXES, Curve, Race, Split, Task
 from velodrome.reports.scale import notes as of_scale
 from velodrome.reports.standing import Standing, standing
@@ -59,7 +60,16 @@ def race(
         summary=summary(trials),
         environment=environment(chosen),
         command=command,
-        notes=[*notes, *passed_over, *dropped, *diverged(chosen), *inexact(chosen), *more.notes, *found_out(chosen, climbed)],
+        notes=[
+            *notes,
+            *passed_over,
+            *dropped,
+            *diverged(chosen),
+            *inexact(chosen),
+            *company(chosen),
+            *more.notes,
+            *found_out(chosen, climbed),
+        ],
         standing=more,
         scale=climbed,
     )

@@ -62,7 +62,8 @@ def claim(count: int, alone: bool = False) -> Cores:
 
 def _claim(count: int, alone: bool) -> Cores:
     mine = ordered(os.sched_getaffinity(0))
-    held, others = [], 0
+    held: list[tuple[int, int]] = []
+    others = 0
     try:
         folder = Path(tempfile.gettempdir()) / f"velodrome-cores-{os.getuid()}"
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -119,6 +120,13 @@ def _taken(path: Path) -> bool:
     return fd is None
 
 
-def told(cores: Cores, workers: int, alone: bool) -> dict[str, Any]:
-    """What the record of a session says about its company: `workers` of the race, `pinned` cores or the reason, `others` of other races here."""
-    return {"workers": workers, "alone": alone, "pinned": list(cores.numbers), "unpinned": cores.reason or None, "others": cores.others}
+def told(cores: Cores, workers: int, alone: bool, cluster: bool = False) -> dict[str, Any]:
+    """What the record of a session says about its company: workers of the race, pinned cores or why there are none, cores of others."""
+    return {
+        "workers": workers,
+        "cluster": cluster,
+        "alone": alone,
+        "pinned": list(cores.numbers),
+        "unpinned": cores.reason or None,
+        "others": cores.others,
+    }

@@ -21,7 +21,7 @@ class Process:
         threads, alone = plan["threads"], bool(plan.get("alone"))
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115
         self.cores = claim(threads * plan.get("processes", 1), alone)
-        crew = told(self.cores, plan["workers"], alone)
+        crew = told(self.cores, plan["workers"], alone, bool(plan.get("ray")))
         try:
             with self.cores.pinned():
                 self.process = subprocess.Popen(
