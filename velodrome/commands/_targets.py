@@ -149,7 +149,8 @@ def tell(p: Proposal, o: Options) -> None:
     for level, target, reached, step in zip(LEVELS, p.targets, p.reached, p.steps, strict=True):
         print(f"{level:6} {target:>7g} {f'{reached}/{p.runs}':>9} {digits(step):>12}")
     apart = "one seed says nothing about others" if p.spread is None else f"seeds differ by {p.spread:.0%} in their steps to it"
-    print(f"\nOn hard {apart}. A run takes {seconds(p.seconds)} of training and {seconds(p.evaluation_seconds)} of evaluation.")
+    print(f"\nOn hard {apart}. A run takes {seconds(p.seconds)} of training and {seconds(p.evaluation_seconds)} of evaluation,")
+    print("on this machine with whatever else it did.")
     print("Write into the workload:\n")
     print("\n".join(f"    {line}" for line in lines(p, o)))
     for note in p.notes:
