@@ -90,6 +90,14 @@ def test_whole_numbers_are_classes_and_others_are_regressed_on():
     assert rehearse(w).digest == w.load().digest
 
 
+def test_who_writes_into_its_data_spoils_nobody_elses():
+    x = X.numpy().copy()
+    w = from_tensors("mine", linear, (x, Y))
+    before = rows(w)[0].clone()
+    rows(w)[0].zero_()
+    assert torch.equal(rows(w)[0], before)
+
+
 def test_pairs_may_come_from_a_dataset_of_torch():
     a = from_tensors("mine", linear, TensorDataset(X, Y), (X, Y))
     b = from_tensors("mine", linear, (X, Y), (X, Y))

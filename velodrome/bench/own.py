@@ -2,7 +2,7 @@
 
 Each gives a `Workload`; what is not said has a default, every other field of `Workload` may be given by name (`accuracies=…`, `summary=…`), and the
 three `targets` come from `velodrome targets FILE.py:NAME`. Data is read when the function is called, stays in memory, and its digest is part of every
-run's identity.
+run's identity; each `load` gives a copy, so that a run that writes into its data cannot spoil another's.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,14 +62,17 @@ def from_tensors(
         )
     if not len(u):
         raise ValueError(f"workload {name!r} has no example left to validate on: give valid=(inputs, targets), or more data.")
-    known, held = digest(x, y), batches(u, v, EVALUATED, transform=valid_transform)
-    stream = partial(Shuffled, x, y, batch_size, transform=transform, digest=known)
-    data = Data(lambda seed: stream(seed=seed), held, known + digest(u, v))
+    known, told = digest(x, y), digest(u, v)
+
+    def load() -> Data:
+        stream = partial(Shuffled, x.clone(), y.clone(), batch_size, transform=transform, digest=known)
+        return Data(lambda seed: stream(seed=seed), batches(u, v, EVALUATED, transform=valid_transform), known + told)
+
     classes = not y.is_floating_point()
     return workload(
         name,
         model,
-        data,
+        load,
         f"{len(x):,} examples of {_shape(x)}, {'classes' if classes else f'numbers {_shape(y)}'}",
         **{
             "loss": cross_entropy if classes else squared_error,
@@ -158,21 +161,31 @@ def from_text(
     else:
         cut = int(len(train.tokens) * (1 - check_fraction("holdout", holdout)))
         train, valid = (replace(train, tokens=part, digest=digest(part)) for part in (train.tokens[:cut], train.tokens[cut:]))
-    held = windows(valid.tokens, check_count("length", length), EVALUATED, limit)
-    stream = partial(Windows, train.tokens, length, batch_size, digest=train.digest)
+    windows(valid.tokens, check_count("length", length), EVALUATED, 1)  # a text too short is said now
+
+    def load() -> Data:
+        stream = partial(Windows, train.tokens.clone(), length, batch_size, digest=train.digest)
+        held = windows(valid.tokens, length, EVALUATED, limit)
+        return Data(lambda seed: stream(seed=seed), held, train.digest + valid.digest)
+
     unit = tokens.removesuffix("s") if tokens in ("bytes", "characters") and isinstance(tokens, str) else "token"
     size = train.tokenizer.vocabulary
     made = partial(model, size) if model else partial(Gpt, size, length, 64, 2, 4)
-    data = Data(lambda seed: stream(seed=seed), held, train.digest + valid.digest)
     what = f"{len(train.tokens):,} {unit}s of {Path(path).name}, windows of {length}"
     fields = {"loss": cross_entropy, "metric_name": f"validation loss (nats per {unit})", **fields}
-    return workload(name, made, data, what, batch_size=batch_size, steps=steps, **fields)
+    return workload(name, made, load, what, batch_size=batch_size, steps=steps, **fields)
 
 
 def workload(
-    name: str, model: Callable[[], nn.Module], data: Data, what: str, *, loss: Callable[[Tensor, Tensor], Tensor], **fields: Any
+    name: str,
+    model: Callable[[], nn.Module],
+    load: Callable[[], Data],
+    what: str,
+    *,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    **fields: Any,
 ) -> Workload:
-    """The workload of loaded data with what these constructors say where nothing else is given; the metric is the loss."""
+    """The workload with what these constructors say where nothing else is given; the metric is the loss."""
     given = {
         "metric": loss,
         "metric_name": "validation loss" if fields.get("metric", loss) is loss else "validation metric",
@@ -182,7 +195,7 @@ def workload(
         "seconds": 1.0,
         **fields,
     }
-    return Workload(name=name, load=lambda: data, model=model, loss=loss, **given)
+    return Workload(name=name, load=load, model=model, loss=loss, **given)
 
 
 def _pair(name: str, what: str, given: Pair) -> tuple[Tensor, Tensor]:
