@@ -14,7 +14,7 @@ from velodrome.recipes.parse import parse
 from velodrome.records.checkpoint import latest
 from velodrome.records.read import read
 
-CLOCKS = {"seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
+CLOCKS = {"seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds", "wall_seconds", "joules"}
 
 
 def entry(algorithm="adamw", seed=0, **setting) -> Entry:
@@ -111,12 +111,15 @@ def test_divergence_is_a_result(tmp_path):
     assert record.result["steps"] < 20
 
 
-def test_a_mistake_in_the_users_optimizer_leaves_its_traceback_in_the_folder(tmp_path):
+def test_a_mistake_in_the_users_optimizer_is_a_result_and_leaves_its_traceback_in_the_folder(tmp_path):
     e = entry(f"{tiny.__file__}:Broken")
     with pytest.raises(RuntimeError, match="my own mistake"):
         finish(e, tmp_path)
     assert "in step" in (tmp_path / e.folder / "error.txt").read_text()
-    assert not read(tmp_path / e.folder).finished
+    record = read(tmp_path / e.folder)
+    assert (record.result["state"], record.result["failure"]) == ("failed", "crash")
+    assert record.result["note"] == "RuntimeError: my own mistake."
+    assert [s["state"] for s in drive(e, tmp_path, {}, lambda: False)] == ["failed"], "it is not tried again"
 
 
 def test_an_optimizer_without_learning_rates_races_with_a_constant_schedule(tmp_path):

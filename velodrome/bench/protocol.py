@@ -9,8 +9,8 @@ import random
 import re
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from velodrome.bench.crews.mates import shared
+from velodrome.bench.failure import Failure, failure
+from velodrome.bench.failure import of as failure_of
+from velodrome.bench.guest import Guest
+from velodrome.bench.settings import Settings
+from velodrome.bench.sources import Sources
 from velodrome.bench.workload import Data, Loss, Workload
 from velodrome.data.stream import Batch, Stream
 from velodrome.gradients.backward import backward
@@ -29,9 +34,13 @@ from velodrome.probes.watch import Watch, watch
 from velodrome.recipes.recipe import Recipe
 from velodrome.records.checkpoint import latest, save
 from velodrome.records.digest import content_hash, package_digest
+from velodrome.records.disk import DiskError
+from velodrome.records.read import read
 from velodrome.records.run import Run
 from velodrome.schedules.over import Over
 from velodrome.train import Step, needs_closure, train
+
+CLOCK = ("seconds", "data_seconds", "gradient_seconds", "optimizer_seconds")
 
 
 @dataclass(frozen=True)
@@ -50,13 +59,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: an algorithm on a workload with a seed."""
+    """One run: an algorithm on a workload with a seed; `told` is what the rules of the race add to its identity (`bench/rules/`)."""
 
     workload: Workload
     data: Data
     recipe: Recipe
     seed: int
     setting: Setting = Setting()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         w, horizon = self.workload, self.recipe.steps
@@ -95,6 +105,7 @@ class Entry:
             "threads": self.setting.threads,
             **({"processes": self.setting.processes} if self.setting.processes > 1 else {}),
             "until": self.setting.until,
+            **self.told,
             "code": package_digest(),
             **({"targets_from": dict(w.targets_from)} if w.targets_from else {}),
         }
@@ -121,28 +132,72 @@ def drive(
     stop: Callable[[], bool],
     seen: Seen | None = None,
     watching: str | float | None = None,
+    *,
+    guest: Guest | None = None,
+    died: Failure | None = None,
+    measured: dict[str, Any] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train one run to its end, or from its last checkpoint on; yields its state at every evaluation, with the clock stopped.
 
     Several of these may be advanced in turn in one process: each keeps its own random generators. `seen` is shown every step that is not
     the last, with a function that returns what a checkpoint of it holds. `watching` is the budget of `probes.watch`, whose full set of numbers goes into
-    watch.jsonl of the run's folder; the run is the same with and without. Raises Busy if another process trains the
-    run, Interrupted (after saving) once `stop()` is true.
+    watch.jsonl of the run's folder; the run is the same with and without. `guest` is what it is in a process of a race, `died` how it ended an earlier
+    one, `measured` what else goes into its result. Raises Busy if another process trains the run, Interrupted (after saving) once `stop()` is true, and
+    what the algorithm raises: then the run has failed, which is a result as well (`failure.py`).
     """
     folder = root / entry.folder
     with Run.open(folder, entry.identity, environment) as run:
-        (folder / "error.txt").unlink(missing_ok=True)
         if run.finished:
-            yield {"state": "finished", "t": entry.end}
+            yield _earlier(read(folder).result, entry)
             return
+        (folder / "error.txt").unlink(missing_ok=True)
+        if died is not None:
+            yield _failed(run, died, None, measured or {})
+            return
+        training: _Training | None = None
+        settings = Settings()
         try:
-            yield from _Training(entry, run, stop, seen, watching).go()
-        except (Interrupted, GeneratorExit):
+            training = _Training(entry, run, stop, seen, watching, guest, measured or {}, settings)
+            yield from training.go()
+        except (Interrupted, GeneratorExit, DiskError):
             raise
-        except (Exception, SystemExit):
+        except BaseException as error:
+            settings.put_back()
+            if guest is not None:
+                guest.lift()
+            elif isinstance(error, KeyboardInterrupt):
+                raise
             with contextlib.suppress(OSError):  # the disk may be what is wrong
                 (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+                _failed(run, failure(error, None if guest is None else guest.exceeded), training, measured or {}, guest)
             raise
+
+
+def _earlier(result: dict[str, Any] | None, entry: Entry) -> dict[str, Any]:
+    """The state of a run that was finished before."""
+    bad = failure_of(result)
+    return {"state": "finished", "t": entry.end} if bad is None else {"state": "failed", "failure": bad.kind, "note": bad.note}
+
+
+def _failed(run: Run, bad: Failure, training: "_Training | None", measured: dict[str, Any], guest: Guest | None = None) -> dict[str, Any]:
+    """Write the result of a failed run. It has at least one row, of a validation that never came; rows from written data are put aside."""
+    step = training and training.last
+    if run.rows and bad.kind == "data":
+        (run.folder / "rows-void.jsonl").write_bytes((run.folder / "rows.jsonl").read_bytes())
+        run.truncate(0)
+    if not run.rows:
+        run.row(t=0, examples=0, tokens=None, flops=0, **dict.fromkeys(CLOCK, 0.0), loss=None, valid=float("nan"))
+    spent = training.spent(step) if training and step else {"steps": 0, "examples": 0, "tokens": None, "flops": 0, "seconds": 0.0}
+    run.finish(
+        {
+            **{"state": "failed", "failure": bad.kind, "note": bad.note, "diverged": None, "stopped": None},
+            **spent,
+            **{"valid": None, "best": training and training.best, "inexact": run.inexact},
+            **(training.told() if training else {"notes": guest.leave() if guest else []}),
+            **measured,
+        }
+    )
+    return {"state": "failed", "failure": bad.kind, "note": bad.note}
 
 
 class Live:
@@ -160,6 +215,7 @@ class Live:
         autocast = torch.bfloat16 if setting.bf16 else None
         alone = backward(self.model, entry.workload.loss, autocast=autocast, compile=setting.compile)
         self.gradient = shared(alone, entry.workload.name) if setting.processes > 1 else alone
+        self.drawn: Callable[[Batch], Batch] = lambda batch: batch
 
     def steps(self, tree: dict[str, Any] | None = None) -> Iterator[Step]:
         """The run's steps, after the state that a checkpoint holds if one is given; ends where the reader breaks off."""
@@ -167,7 +223,7 @@ class Live:
         schedule = recipe.schedule and recipe.schedule(self._first_lr(), end)
         lr = schedule if isinstance(schedule, Over) else (lambda t: schedule(min(t, end - 1))) if schedule else None
         after, pending = self._restore(tree) if tree is not None else (None, None)
-        batches = (batch.to(device) for batch in self.stream)
+        batches = (self.drawn(batch.to(device)) for batch in self.stream)
         return train(self.gradient, self.optimizer, batches, lr, model=self.model, after=after, batch=pending)
 
     def _first_lr(self) -> float:
@@ -191,11 +247,27 @@ class Live:
 class _Training:
     """A run that is recorded: its live objects, its evaluations, and how they go to a checkpoint and back."""
 
-    def __init__(self, entry: Entry, run: Run, stop: Callable[[], bool], seen: Seen | None = None, watching: str | float | None = None):
+    def __init__(
+        self,
+        entry: Entry,
+        run: Run,
+        stop: Callable[[], bool],
+        seen: Seen | None,
+        watching: str | float | None,
+        guest: Guest | None,
+        measured: dict[str, Any],
+        settings: Settings,
+    ):
         self.entry, self.run, self.stop, self.seen, self.watching = entry, run, stop, seen, watching
+        self.guest, self.measured = guest, measured
+        self.settings, self.notes = settings, list[str]()
         self.workload, self.live = entry.workload, Live(entry)
+        self._put_back()
         self.model, self.optimizer = self.live.model, self.live.optimizer
         self.valid = [batch.to(entry.setting.device) for batch in entry.data.valid]
+        self.sources = Sources(self.live.stream, entry.data.valid, entry.workload.evaluations)
+        self.live.drawn = self.sources.draw
+        self.last: Step | None = None
         self.mean = Mean()
         self.best: float | None = None
         self.evaluation_seconds = 0.0
@@ -220,6 +292,8 @@ class _Training:
         w = self.workload
         for step in self.live.steps(found):
             self.mean.add(step.loss)
+            self.last = step
+            self.sources.check_batch()
             end = step.t == self.entry.end or step.diverged is not None
             if step.t % w.every == 0 or end:
                 state = self._evaluate(step)
@@ -248,9 +322,11 @@ class _Training:
         return self.entry.setting.until == "target" and self.best <= self.workload.targets[-1]
 
     def _evaluate(self, step: Step) -> dict[str, Any]:
+        self._put_back()
         w, began = self.workload, time.perf_counter()
         values = evaluate(self.model, {"valid": w.metric, **w.accuracies}, self.valid, self.optimizer)
         self.evaluation_seconds += time.perf_counter() - began
+        self.sources.check()
         valid = values.pop("valid")
         self.best = valid if self.best is None or not self.best <= valid else self.best  # a NaN gives way to any number
         rate = self.optimizer.param_groups[0].get("lr")
@@ -264,7 +340,27 @@ class _Training:
         )
         return {"state": "running", "t": step.t, "valid": valid, "best": self.best, "seconds": step.seconds, **values}
 
+    def _put_back(self) -> None:
+        """What the algorithm has changed in the process, once in the notes."""
+        changed = [f"changed {name}, which was put back at every evaluation" for name in self.settings.put_back()]
+        self.notes += [note for note in changed if note not in self.notes]
+
+    def spent(self, step: Step) -> dict[str, Any]:
+        """What the run has cost up to `step`."""
+        c = step.counters
+        return {
+            **{"steps": step.t, "examples": step.examples, "tokens": step.tokens, "flops": step.flops, "update_flops": c.update_flops},
+            **{"seconds": step.seconds, **{name: getattr(step, name) for name in CLOCK[1:]}, "evaluation_seconds": self.evaluation_seconds},
+            "bytes": c.bytes,
+        }
+
+    def told(self) -> dict[str, Any]:
+        """What the process says about the run: what it changed there and left behind, the joules."""
+        notes = [*self.notes, *(self.guest.leave() if self.guest else [])]
+        return {"notes": notes, **(self.guest.result() if self.guest else {})}
+
     def _finish(self, step: Step, state: dict[str, Any]) -> None:
+        self.sources.check_all()
         state["state"] = "diverged" if step.diverged else "finished"
         extra = {k: v for k, v in state.items() if k in self.workload.accuracies}
         self.run.finish(
@@ -272,17 +368,14 @@ class _Training:
                 "state": state["state"],
                 "diverged": step.diverged,
                 "stopped": "target" if self._there() else None,
-                "steps": step.t,
-                "examples": step.examples,
-                "tokens": step.tokens,
-                "flops": step.flops,
-                "seconds": step.seconds,
-                "evaluation_seconds": self.evaluation_seconds,
+                **self.spent(step),
                 "valid": state["valid"],
                 "best": self.best,
                 **extra,
                 "inexact": self.run.inexact,
                 "parameters": sum(p.numel() for p in self.model.parameters()),
+                **self.told(),
+                **self.measured,
             }
         )
 
@@ -298,6 +391,7 @@ class _Training:
             "mean": [self.mean.total, self.mean.count],
             "best": self.best,
             "evaluation_seconds": self.evaluation_seconds,
+            "notes": self.notes,
             "random": capture(),
             "batch": [step.batch.inputs, step.batch.targets, step.batch.tokens] if needs_closure(self.optimizer) else None,
         }
@@ -323,7 +417,7 @@ class _Training:
             self.run.inexact.append("compile: the first gradient after resuming is computed without it")
         self.run.truncate(tree["rows"])
         self.mean.total, self.mean.count = tree["mean"]
-        self.best, self.evaluation_seconds = tree["best"], tree["evaluation_seconds"]
+        self.best, self.evaluation_seconds, self.notes = tree["best"], tree["evaluation_seconds"], list(tree["notes"])
         return tree
 
 

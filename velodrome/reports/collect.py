@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 
 from velodrome.bench import targets
+from velodrome.bench.failure import of as failed
 from velodrome.bench.hitting import time_to_target
 from velodrome.bench.scale import Ladder, ladder
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.bench.targets import Watched
+from velodrome.bench.unit_seconds import COLUMNS as UNIT_COLUMNS
+from velodrome.bench.unit_seconds import unit_seconds
 from velodrome.records.read import Record, columns
 from velodrome.reports.company import company
-from velodrome.reports.race import AXES, Curve, Race, Split, Task
+from velodrome.reports.race import Curve, Race, Split, Task
 from velodrome.reports.scale import notes as of_scale
 from velodrome.reports.standing import Standing, standing
 from velodrome.reports.words import joined
@@ -46,7 +49,7 @@ def race(
         reasons = " ".join(["", *passed_over])
         raise ValueError(f"there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.{reasons}")
     curves = [curve(r) for r in chosen]
-    trials = [trial(r, c) for r, c in zip(chosen, curves, strict=True)]
+    trials = charged([trial(r, c) for r, c in zip(chosen, curves, strict=True)], chosen)
     score = speedups(trials, reference, axis)
     more = place([watched(r, c) for r, c in zip(chosen, curves, strict=True)], reference, axis, score=score)
     climbed = ladder(trials, reference, axis, parameters(chosen))
@@ -65,6 +68,8 @@ def race(
             *passed_over,
             *dropped,
             *diverged(chosen),
+            *broken(chosen),
+            *told(chosen),
             *inexact(chosen),
             *company(chosen),
             *more.notes,
@@ -94,9 +99,7 @@ def found_out(records: Sequence[Record], climbed: Ladder | None) -> list[str]:
 
 def watched(r: Record, c: Curve) -> Watched:
     """One run as it is read at several targets."""
-    return Watched(
-        c.workload, c.algorithm, c.seed, r.recipe["targets"], {axis: getattr(c, axis) for axis in AXES}, c.valid, r.recipe["steps"]
-    )
+    return Watched(c.workload, c.algorithm, c.seed, r.recipe["targets"], c.costs, c.valid, r.recipe["steps"])
 
 
 def place(runs: Sequence[Watched], reference: str, axis: str, notes: Sequence[str] = (), score: Score | None = None) -> Standing:
@@ -244,15 +247,57 @@ def curve(r: Record) -> Curve:
     """Validation against every cost."""
     c = columns(r, "t", "examples", "flops", "seconds", "valid")
     steps, examples, flops, seconds, valid = (c[name].astype(float).tolist() for name in ("t", "examples", "flops", "seconds", "valid"))
-    return Curve(r.recipe["workload"], r.recipe["algorithm"], r.recipe["seed"], steps, examples, flops, seconds, valid)
+    return Curve(r.recipe["workload"], r.recipe["algorithm"], r.recipe["seed"], steps, examples, flops, seconds, valid, calibrated(r))
+
+
+def calibrated(r: Record) -> list[float]:
+    """Seconds at the calibrated speed of its machine; empty where that is not known."""
+    try:
+        return unit_seconds(r.result, columns(r, *UNIT_COLUMNS))
+    except (ValueError, TypeError, AttributeError):  # not our loop's rows
+        return []
 
 
 def trial(r: Record, c: Curve) -> Trial:
     """The hit of one run on its workload's last target, or its budget."""
-    costs = {axis: getattr(c, axis) for axis in AXES}
-    hit = time_to_target(costs, c.valid, r.recipe["targets"][-1], {"steps": r.recipe["steps"]})
+    hit = time_to_target(c.costs, c.valid, r.recipe["targets"][-1], {"steps": r.recipe["steps"]})
     final = c.valid[-1] if np.isfinite(c.valid[-1]) else None
     return Trial(c.workload, c.algorithm, c.seed, hit.reached, hit.cost, final, hit.at_start)
+
+
+def charged(trials: Sequence[Trial], records: Sequence[Record]) -> list[Trial]:
+    """The same, where a failed run costs at least what the dearest run of its workload and seed did: it may have spent nothing before it failed, and a
+    miss without a cost would count for nothing."""
+    dearest: dict[tuple[str, int], dict[str, float]] = {}
+    for t in trials:
+        own = dearest.setdefault((t.workload, t.seed), {})
+        own.update({axis: max(own.get(axis, 0.0), c) for axis, c in t.cost.items()})
+    return [
+        t if t.reached or failed(r.result) is None else replace(t, cost={**dearest[t.workload, t.seed], **{"steps": t.cost["steps"]}})
+        for t, r in zip(trials, records, strict=True)
+    ]
+
+
+def broken(records: Iterable[Record]) -> list[str]:
+    """Which algorithms have failed on which workload, how often, and how the first one did."""
+    cells: dict[tuple[str, str], list[str | None]] = {}
+    for r in records:
+        bad = failed(r.result)
+        cells.setdefault((r.recipe["algorithm"], r.recipe["workload"]), []).append(None if bad is None else f"{bad.kind}: {bad.note}")
+    return [
+        f"{len(how)} of {len(runs)} runs of {a} on {w} failed and count{'s' if len(how) == 1 else ''} as a miss ({how[0].rstrip('.')})."
+        for (a, w), runs in cells.items()
+        if (how := [x for x in runs if x])
+    ]
+
+
+def told(records: Iterable[Record]) -> list[str]:
+    """What runs changed in the process that they shared, or left behind there."""
+    counts: dict[tuple[str, str], int] = {}
+    for r in records:
+        for note in (r.result or {}).get("notes") or []:
+            counts[r.recipe["algorithm"], str(note)] = counts.get((r.recipe["algorithm"], str(note)), 0) + 1
+    return [f"{a} {note} (in {n} run{'' if n == 1 else 's'})." for (a, note), n in counts.items()]
 
 
 def splits(records: Iterable[Record]) -> list[Split]:

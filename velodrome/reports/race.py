@@ -9,6 +9,7 @@ from velodrome.bench.score import Row, Score, Trial
 from velodrome.reports.standing import Standing
 
 AXES = {"steps": "Steps", "examples": "Examples", "flops": "FLOPs", "seconds": "Seconds"}
+COSTS = (*AXES, "unit_seconds")  # what a speed-up can be about; seconds at the calibrated speed are drawn nowhere (`bench/unit_seconds.py`)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Task:
 
 @dataclass(frozen=True)
 class Curve:
-    """Validation of one run: `valid[i]` at cumulative `steps[i]`, `examples[i]`, `flops[i]`, `seconds[i]` (training seconds, evaluation excluded).
+    """Validation of one run: `valid[i]` at cumulative `steps[i]`, `examples[i]`, `flops[i]`, `seconds[i]` (training seconds, evaluation excluded) and
+    `unit_seconds[i]` (the same at the machine's calibrated speed).
 
     A cost that was not measured is an empty sequence; a validation value that is not finite ends the drawn line.
     """
@@ -40,6 +42,12 @@ class Curve:
     flops: Sequence[float]
     seconds: Sequence[float]
     valid: Sequence[float]
+    unit_seconds: Sequence[float] = ()
+
+    @property
+    def costs(self) -> dict[str, Sequence[float]]:
+        """Those that were measured, by axis."""
+        return {axis: values for axis in COSTS if len(values := getattr(self, axis))}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A worker as a process of this machine: `python -m velodrome.bench.worker` on its cores, a plan on stdin, lines of JSON back."""
+"""A worker as a process of this machine: `python -m velodrome.bench.supervisor` on its cores, a plan on stdin, lines of JSON back."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ class Process:
         try:
             with self.cores.pinned():
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "velodrome.bench.worker"],
+                    [sys.executable, "-m", "velodrome.bench.supervisor"],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=self.errors,
