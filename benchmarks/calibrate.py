@@ -82,19 +82,19 @@ def run(w: Workload, data: Data, algorithm: str, lr: float | None, seed: int, li
         seconds = step.seconds
         if step.t % w.every == 0 or step.diverged:
             curve.append((step.t, evaluate(model, {"valid": w.metric}, data.valid, optimizer)["valid"]))
-            if step.diverged or step.t >= min(limit, w.steps) or (to_target and curve[-1][1] <= w.targets[-1]):
+            if step.diverged or step.t >= min(limit, w.steps) or (to_target and w.targets and curve[-1][1] <= w.targets[-1]):
                 break
     steps_at, values = zip(*curve, strict=True)
-    hit = time_to_target({"steps": steps_at}, values, w.targets[-1], {"steps": w.steps})
+    hit = time_to_target({"steps": steps_at}, values, w.targets[-1], {"steps": w.steps}) if w.targets else None
     finite = [v for v in values if math.isfinite(v)]
-    cost = hit.cost["steps"] if hit.reached else float(steps_at[-1])
+    cost = hit.cost["steps"] if hit and hit.reached else float(steps_at[-1])
     return Trial(
         w.name,
         algorithm,
         rate,
         seed,
         cost,
-        hit.reached,
+        bool(hit and hit.reached),
         min(finite),
         seconds,
         time.process_time() - started,

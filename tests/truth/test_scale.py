@@ -118,7 +118,10 @@ def test_the_table_of_scales_says_what_the_charts_show():
     head, body = scale.rows(found)
     assert head == ("algorithm", "workload", "1x", "4x", "change")
     assert [row[1] for row in body] == ["a", "b", "all of them"]
-    assert body[-1][-1].endswith("fades")
+    assert [row[-1][:5] for row in body] == ["", "", f"{found.changes[0].change:.2f}×"]
+    (note,) = scale.notes(found)
+    assert note.startswith("From 1x to 4x the speed-up of mine on a and b changes by 0.7")
+    assert note.endswith(": fades.")
     specs = scale.specs(found, "adamw", "steps")
     assert [len(spec["spec"]["datasets"]["rungs"]) for spec in specs.values()] == [2, 2, 2]
     page = scale.sections(found)

@@ -107,12 +107,12 @@ def test_a_residual_network_without_norms_starts_with_empty_branches():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_differs_in_what_it_says_and_has_targets_of_its_own(name):
+def test_a_variant_differs_in_what_it_says_and_has_targets_of_its_own_or_none(name):
     v, base = workload(name), workload(name.split("+")[0])
     assert v.name == name
     assert name.split("+")[0] in v.summary
     assert list(v.targets) == sorted(set(v.targets), reverse=True)
-    assert len(v.targets) == len(base.targets)
+    assert len(v.targets) in (0, len(base.targets))  # none: a race sets them
     assert (v.steps, v.batch_size, v.metric_name) == (base.steps, base.batch_size, base.metric_name)
     seed_everything(0)
     ours = {n: (p.shape, float(p.detach().double().norm())) for n, p in v.model().named_parameters()}

@@ -38,7 +38,7 @@ class Change:
     def verdict(self) -> str:
         """In words: "grows", "fades", or why nothing is said."""
         if self.low is None or self.high is None:
-            return "open: misses, or too few pairs"
+            return "open, because of misses or too few pairs"
         return "grows" if self.low > 1 else "fades" if self.high < 1 else "no change that is separable"
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from velodrome.bench.crews.place import Place, place
-from velodrome.bench.protocol import Entry, Setting, drive
+from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.bench.targets import FIRST_SEED, FOLDER, PLACES, REFERENCE, SEEDS, SHARE, proposed
 from velodrome.bench.workload import Data, Workload
 from velodrome.recipes.parse import parse
@@ -31,11 +31,14 @@ def settled(w: Workload, data: Data, setting: Setting, root: str, session: dict[
     if w.targets:
         return w
     seeds, recipe = range(FIRST_SEED, FIRST_SEED + SEEDS), parse(REFERENCE)
-    entries = [Entry(w, data, recipe, seed, replace(setting, until="budget")) for seed in seeds]
+    alone = replace(setting, until="budget", processes=1)  # the processes of a run meet after this
+    entries = [Entry(w, data, recipe, seed, alone) for seed in seeds]
     kept = place(f"{root}/{FOLDER}")
     try:
         left = entries
         while left := [e for e in left if not _over(e, kept, session, stop, say)]:
+            if stop():
+                raise Interrupted
             time.sleep(kept.pause)
         read_ = [columns(read(kept.local(e.folder)), "t", "valid") for e in entries]
     finally:
@@ -60,6 +63,9 @@ def _over(entry: Entry, kept: Place, session: dict[str, Any], stop: Callable[[],
     try:
         for state in kept.kept(entry.folder, partial(drive, entry, kept.root, session, stop)):
             say(f"{FOLDER}/{entry.folder}", **_told(entry, state))
+    except Interrupted:
+        say(f"{FOLDER}/{entry.folder}", state="interrupted")
+        raise
     except Busy as busy:
         say(f"{FOLDER}/{entry.folder}", state="elsewhere", note=str(busy))
         return False

@@ -145,7 +145,7 @@ class Workload:
             steps=steps,
             batch_size=batch_size,
             seconds=seconds,
-            cost=measured or f"about {float(f'{seconds:.2g}'):,g} s for {steps:,} steps on one core, by its FLOPs",
+            cost=measured or f"about {float(f'{seconds:.2g}'):,g} s for {steps:,} steps on one core, not measured",
             sizes={},
             at_width=None,
             variants={},

@@ -92,22 +92,21 @@ def rows(ladder: Ladder) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
         for base in _bases(ladder):
             own = {r.scale: times(r.speedup) for r in ladder.rungs if r.base == base and r.speedup.algorithm == algorithm}
             found.append([algorithm, base or OVERALL.lower(), *(own.get(s, MISSING) for s in scales), ""])
-        found[-1][-1] = next(told(c) for c in ladder.changes if c.algorithm == algorithm)
+        found[-1][-1] = next(size(c) for c in ladder.changes if c.algorithm == algorithm)
     return ("algorithm", "workload", *(f"{s}x" for s in scales), "change"), found
 
 
-def told(c: Change) -> str:
-    """0.93× [0.80, 1.08]: no change that is separable."""
+def size(c: Change) -> str:
+    """A change with its interval, as far as there is one: 0.93× [0.80, 1.08]."""
     if c.change is None:
         return MISSING
-    ends = f" [{ratio(c.low)}, {ratio(c.high)}]" if c.low is not None and c.high is not None else ""
-    return f"{ratio(c.change)}×{ends}: {c.verdict}"
+    return f"{ratio(c.change)}×" + (f" [{ratio(c.low)}, {ratio(c.high)}]" if c.low is not None and c.high is not None else "")
 
 
 def notes(ladder: Ladder) -> list[str]:
     """A sentence for each algorithm."""
     return [
-        f"From {c.first}x to {c.last}x the speed-up of {c.algorithm} on {joined(c.bases)} changes by {told(c)}."
+        f"From {c.first}x to {c.last}x the speed-up of {c.algorithm} on {joined(c.bases)} changes by {size(c)}: {c.verdict}."
         for c in ladder.changes
         if c.change is not None
     ]
@@ -124,5 +123,7 @@ def _algorithms(ladder: Ladder) -> list[str]:
 def _caption(ladder: Ladder, base: str | None) -> str:
     own = {r.scale: r.parameters for r in ladder.rungs if r.base == base}
     if base is None:
-        return f"Geometric means over the {len({r.base for r in ladder.rungs}) - 1} workloads that were raced at every scale."
+        scales = {r.scale for r in ladder.rungs}
+        whole = [b for b in _bases(ladder) if b and {r.scale for r in ladder.rungs if r.base == b} == scales]
+        return f"Geometric means over {joined(whole)}, which were raced at every scale."
     return "; ".join(f"{s}x: {quantity(p)} parameters" for s, p in own.items() if p)

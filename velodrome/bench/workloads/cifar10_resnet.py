@@ -49,8 +49,8 @@ def cifar10_resnet() -> Workload:
         seconds=42.0,
         accuracies={"accuracy": accuracy},
         variants={
-            "bare": Variant("without BatchNorm", (1.8, 1.7, 1.6), partial(ResNet, 8, 8, norm="none")),
-            "noise": Variant("with 20 % wrong labels", (2.0, 1.9, 1.8), load=partial(load, 0.2)),
+            "bare": Variant("without BatchNorm", model=partial(ResNet, 8, 8, norm="none")),
+            "noise": Variant("with 20 % wrong labels", load=partial(load, 0.2)),
             # 16 times the examples are 8 epochs, mirrored and cropped anew in each.
             **rungs(STEPS, BATCH, {4: (partial(ResNet, 8, 16), load), 16: (partial(ResNet, 8, 32), load)}),
         },

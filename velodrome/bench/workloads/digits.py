@@ -45,11 +45,9 @@ def digits() -> Workload:
         evaluations=60,
         accuracies={"accuracy": accuracy},
         variants={
-            "wide": Variant("of twice the width", (0.0779, 0.06, 0.0551), partial(Mlp, 64, 256, 2, 10)),
-            "tanh": Variant("with tanh", (0.0779, 0.06, 0.0551), partial(Mlp, 64, 128, 2, 10, F.tanh)),
-            "init": Variant(
-                "from weights three times too large", (0.0779, 0.06, 0.0551), partial(scaled, partial(Mlp, 64, 128, 2, 10), 3.0)
-            ),
-            "noise": Variant("with 20 % wrong labels", (0.8, 0.7, 0.6), load=partial(load, 0.2)),
+            "wide": Variant("of twice the width", model=partial(Mlp, 64, 256, 2, 10)),
+            "tanh": Variant("with tanh", model=partial(Mlp, 64, 128, 2, 10, F.tanh)),
+            "init": Variant("from weights three times too large", model=partial(scaled, partial(Mlp, 64, 128, 2, 10), 3.0)),
+            "noise": Variant("with 20 % wrong labels", load=partial(load, 0.2)),
         },
     )

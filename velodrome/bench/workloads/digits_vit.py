@@ -33,9 +33,9 @@ def digits_vit() -> Workload:
         seconds=7.0,
         accuracies={"accuracy": accuracy},
         variants={
-            "wide": Variant("of twice the width", (0.4, 0.3, 0.2), partial(Vit, *WIDE)),
-            "post": Variant("with norms behind the residual sums", (0.4, 0.3, 0.2), partial(Vit, *SIZES, post_norm=True)),
-            "init": Variant("from weights three times too large", (0.4, 0.3, 0.2), partial(scaled, partial(Vit, *SIZES), 3.0)),
-            "noise": Variant("with 20 % wrong labels", (0.9, 0.8, 0.7), load=partial(digits.load, 0.2)),
+            "wide": Variant("of twice the width", model=partial(Vit, *WIDE)),
+            "post": Variant("with norms behind the residual sums", model=partial(Vit, *SIZES, post_norm=True)),
+            "init": Variant("from weights three times too large", model=partial(scaled, partial(Vit, *SIZES), 3.0)),
+            "noise": Variant("with 20 % wrong labels", load=partial(digits.load, 0.2)),
         },
     )

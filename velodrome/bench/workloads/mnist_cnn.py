@@ -48,11 +48,11 @@ def mnist_cnn() -> Workload:
         seconds=5.0,
         accuracies={"accuracy": accuracy},
         variants={
-            "wide": Variant("of twice the width", (0.2, 0.15, 0.1), partial(Cnn, 28, 1, 16, 128, 10)),
-            "tanh": Variant("with tanh", (0.2, 0.15, 0.1), partial(Cnn, 28, 1, 8, 64, 10, activation=F.tanh)),
-            "norm": Variant("with BatchNorm", (0.2, 0.15, 0.1), partial(Cnn, 28, 1, 8, 64, 10, "batch")),
-            "init": Variant("from weights three times too large", (0.2, 0.15, 0.1), partial(scaled, partial(Cnn, 28, 1, 8, 64, 10), 3.0)),
-            "noise": Variant("with 20 % wrong labels", (0.5, 0.45, 0.4), load=partial(load, 0.2)),
+            "wide": Variant("of twice the width", model=partial(Cnn, 28, 1, 16, 128, 10)),
+            "tanh": Variant("with tanh", model=partial(Cnn, 28, 1, 8, 64, 10, activation=F.tanh)),
+            "norm": Variant("with BatchNorm", model=partial(Cnn, 28, 1, 8, 64, 10, "batch")),
+            "init": Variant("from weights three times too large", model=partial(scaled, partial(Cnn, 28, 1, 8, 64, 10), 3.0)),
+            "noise": Variant("with 20 % wrong labels", load=partial(load, 0.2)),
             # No 16x: twenty epochs of 20,000 plain images would be about memorising them.
             **rungs(STEPS, BATCH, {4: (partial(Cnn, 28, 1, 16, 128, 10), load)}),
         },

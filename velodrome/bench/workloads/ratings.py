@@ -41,9 +41,9 @@ def ratings() -> Workload:
         cost="1 s for 1,000 steps on one core",
         seconds=1.0,
         variants={
-            "wide": Variant("of twice the width", (0.4, 0.3, 0.25), partial(Factors, 600, 400, 32)),
-            "init": Variant("from factors three times too large", (0.4, 0.3, 0.25), partial(scaled, partial(Factors, *SIZES), 3.0)),
-            "noise": Variant("with twice the noise", (0.8, 0.7, 0.6), load=partial(load, 0.6)),
+            "wide": Variant("of twice the width", model=partial(Factors, 600, 400, 32)),
+            "init": Variant("from factors three times too large", model=partial(scaled, partial(Factors, *SIZES), 3.0)),
+            "noise": Variant("with twice the noise", load=partial(load, 0.6)),
             # More rows and columns of the same width, with as many entries each: planted data has no end.
             **rungs(
                 STEPS,

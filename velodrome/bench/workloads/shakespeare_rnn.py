@@ -35,9 +35,9 @@ def shakespeare_rnn() -> Workload:
         cost="8 s for 400 steps on one core",
         seconds=8.0,
         variants={
-            "wide": Variant("of twice the width", (2.3, 2.2, 2.1), partial(Rnn, VOCABULARY, 2 * WIDTH)),
-            "lstm": Variant("with LSTM cells", (2.3, 2.2, 2.1), partial(Rnn, VOCABULARY, WIDTH, 1, "lstm")),
-            "init": Variant("from weights twice too large", (2.3, 2.2, 2.1), partial(scaled, partial(Rnn, VOCABULARY, WIDTH), 2.0)),
+            "wide": Variant("of twice the width", model=partial(Rnn, VOCABULARY, 2 * WIDTH)),
+            "lstm": Variant("with LSTM cells", model=partial(Rnn, VOCABULARY, WIDTH, 1, "lstm")),
+            "init": Variant("from weights twice too large", model=partial(scaled, partial(Rnn, VOCABULARY, WIDTH), 2.0)),
             # 16 times the characters are 4.9 epochs of the text; up to four are nearly as good as new text (https://arxiv.org/abs/2305.16264).
             **rungs(STEPS, BATCH, {4: (partial(Rnn, VOCABULARY, 202), load), 16: (partial(Rnn, VOCABULARY, 416), load)}),
         },

@@ -44,14 +44,11 @@ def stdlib_gpt() -> Workload:
         cost="13 s for 300 steps on one core",
         seconds=13.0,
         variants={
-            "wide": Variant("of twice the width", (2.35, 2.2, 2.11), partial(Gpt, 256, LENGTH, 2 * WIDTH, DEPTH, HEADS)),
-            "post": Variant(
-                "with norms behind the residual sums", (2.35, 2.2, 2.11), partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS, post_norm=True)
-            ),
+            "wide": Variant("of twice the width", model=partial(Gpt, 256, LENGTH, 2 * WIDTH, DEPTH, HEADS)),
+            "post": Variant("with norms behind the residual sums", model=partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS, post_norm=True)),
             "init": Variant(
                 "from weights three times too large",
-                (2.35, 2.2, 2.11),
-                partial(scaled, partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS), 3.0),
+                model=partial(scaled, partial(Gpt, 256, LENGTH, WIDTH, DEPTH, HEADS), 3.0),
             ),
             # 16 times the bytes are 4.9 million: more than the 4 MB, and half of the library.
             **rungs(
