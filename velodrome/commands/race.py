@@ -99,6 +99,8 @@ def main(arguments: list[str]) -> int:
         **_crew.told(o),
     }
     heard: dict[str, Mapping[str, Any]] = {}
+    if o.tensorboard is not None and _crew.remote(o.out):
+        raise ValueError("--tensorboard follows runs in a folder, and --out is an object store: export them from a copy afterwards.")
     mirror = None if o.tensorboard is None else Mirror(o.out, o.tensorboard, say)
 
     def listen(folder: str, state: Mapping[str, Any]) -> None:
