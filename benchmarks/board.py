@@ -27,7 +27,7 @@ from velodrome.reports.words import seconds
 
 ALGORITHMS = (
     *("adamw", "nadamw", "sgd", "lion", "muon", "soap", "shampoo", "schedule_free"),
-    *("ademamix", "lamb", "novograd", "adamp", "stable_spam", "rotational_adamw", "prodigy"),
+    *("ademamix", "lamb", "novograd", "adamp", "stable_spam", "rotational_adamw", "prodigy", "fastest"),
 )
 SHIPPED = Path(__file__).parent.parent / "velodrome" / "bench" / "board"
 LARGEST = 5 << 20  # of all boards together, because they lie in the repository

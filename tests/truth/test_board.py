@@ -223,6 +223,10 @@ def test_the_command_prints_draws_and_answers_in_json(runs, tmp_path, monkeypatc
     assert main(["report", "board", "mine", "--more", "workloads", "targets", "restricted"]) == 0
     out = capsys.readouterr().out
     assert "1 of 4 algorithms is faster than adamw in FLOPs" in " ".join(out.split())
+    assert "verdict" not in out
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["report", "board", "mine"]) == 0
+    assert "verdict" in capsys.readouterr().out
     assert main(["report", "board", "mine/self.jsonl.gz", "--json", "--on", "w", "--by", "steps", "--svg", "b.svg"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["rules"], told["score"]["axis"], sorted(told["also"])) == ("self", "steps", ["flops", "seconds"])

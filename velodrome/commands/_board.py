@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.text import Text
@@ -16,6 +16,7 @@ from velodrome.reports.board import Board, board, board_rows, cell_rows, found, 
 from velodrome.reports.board_charts import overall
 from velodrome.reports.board_words import leader, reading
 from velodrome.reports.console import Terminal
+from velodrome.reports.standing_words import Rows
 
 HELP = """Draw the board again: a table, and one HTML file.
 
@@ -25,6 +26,7 @@ HELP = """Draw the board again: a table, and one HTML file.
 
 Without FOLDER it is the board that comes with the package. Nothing is trained."""
 
+WIDE = 110  # columns of a terminal, for all columns of the table
 MORE = {"workloads": cell_rows, "targets": target_rows, "restricted": restricted_rows}
 
 
@@ -32,12 +34,12 @@ MORE = {"workloads": cell_rows, "targets": target_rows, "restricted": restricted
 class Options:
     """Options of the board's report."""
 
-    what: tyro.conf.Positional[tuple[str, ...]] = ()
+    what: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[BOARD]")] = ()
     """Folder or file that `python -m benchmarks.board pack` wrote; the package's own by default."""
     rules: str = ""
     """self (one run per seed) or external (the best of several trials); the first there is by default."""
-    by: Literal["seconds", "steps", "examples", "flops"] = "flops"
-    """The cost that the first speed-up is about."""
+    by: Literal["flops", "seconds", "unit_seconds", "steps", "examples"] = "flops"
+    """The cost that the first speed-up is about; unit_seconds are those at the machine's calibrated speed."""
     reference: str = collect.REFERENCE
     """The algorithm that speed-ups are over."""
     on: tuple[str, ...] = ()
@@ -106,7 +108,15 @@ def show(b: Board, more: tuple[str, ...]) -> None:
     console = Terminal()
     console.print(Text(leader(b), style="bold"))
     console.print()
-    for title, rows in [("", board_rows(b)), *((name, MORE[name](b)) for name in more)]:
+    first = board_rows(b) if console.width >= WIDE else without(board_rows(b), "verdict", "place")
+    for title, rows in [("", first), *((name, MORE[name](b)) for name in more)]:
         grid(console, title, rows)
     for line in (*reading(b), *b.race.notes):
         console.print(Text(line, style="dim"))
+
+
+def without(rows: Rows, *names: str) -> Rows:
+    """A table without these columns."""
+    head, body = rows
+    kept = [i for i, name in enumerate(head) if name not in names]
+    return [head[i] for i in kept], [[row[i] for i in kept] for row in body]

@@ -104,7 +104,7 @@ def board_rows(b: Board) -> Rows:
     """A row per algorithm, fastest first: speed-up on the board's axis and on the others, hits, adjusted p-value, place."""
     score, ranks = b.race.score, {r.algorithm: r for r in b.ranks}
     also = {axis: {s.algorithm: s for s in other.overall} for axis, other in b.also.items()}
-    head = ("algorithm", _title(score.axis), *map(_title, also), "verdict", "hits", "p adjusted", "place")
+    head = ("algorithm", *(f"speed-up ({named(a)})" for a in (score.axis, *also)), "verdict", "hits", "p adjusted", "place")
     rows = []
     for s in order(b):
         more = [times(also[axis][s.algorithm]) if s.algorithm in also[axis] else MISSING for axis in also]
@@ -161,5 +161,6 @@ def markdown(rows: Rows) -> str:
     return "\n".join([*lines, *(f"| `{row[0]}` | {' | '.join(row[1:])} |" for row in body)]) + "\n"
 
 
-def _title(axis: str) -> str:
-    return f"speed-up ({'FLOPs' if axis == 'flops' else axis})"
+def named(axis: str) -> str:
+    """A cost inside a sentence."""
+    return {"flops": "FLOPs", "unit_seconds": "calibrated seconds"}.get(axis, axis)

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from velodrome.reports.board import Board, order
+from velodrome.reports.board import Board, named, order
 from velodrome.reports.charts import REFERENCE, altair
-from velodrome.reports.race import AXES
 from velodrome.reports.words import times
 
 SHADES = ("#0072B2", "#E69F00", "#009E73")  # Okabe and Ito, as in charts.py
@@ -18,7 +17,7 @@ def overall(b: Board) -> Any:
     rows = [
         {
             "algorithm": s.algorithm,
-            "cost": AXES.get(axis, axis),
+            "cost": named(axis),
             "speedup": s.speedup,
             "low": s.speedup if s.low is None else s.low,
             "high": s.speedup if s.high is None else s.high,
@@ -37,7 +36,7 @@ def overall(b: Board) -> Any:
     x = alt.X("speedup:Q", title=f"speed-up over {b.race.score.reference}", scale=scale, axis=axis)
     labels = alt.Axis(ticks=False, domain=False, labelPadding=10, labelFontSize=13, labelLimit=220)
     y = alt.Y("algorithm:N", sort=[s.algorithm for s in order(b)], title=None, scale=alt.Scale(paddingInner=0.3), axis=labels)
-    costs = [AXES.get(axis, axis) for axis in scores]
+    costs = [named(axis) for axis in scores]
     offset = alt.YOffset("cost:N", sort=costs)
     legend = alt.Legend(orient="top", title=None, symbolType="circle")
     color = alt.Color("cost:N", scale=alt.Scale(domain=costs, range=list(SHADES[: len(costs)])), legend=legend, sort=costs)

@@ -8,9 +8,9 @@ from typing import Any
 
 from velodrome.bench.profile import Step
 from velodrome.reports import charts, html, standing_page
-from velodrome.reports.board import RULES, Board, board_rows, cell_rows, order
+from velodrome.reports.board import RULES, Board, board_rows, cell_rows, named, order
 from velodrome.reports.board_charts import overall
-from velodrome.reports.board_words import leader, named, reading
+from velodrome.reports.board_words import counted, leader, reading
 from velodrome.reports.cards import figure, table
 from velodrome.reports.race import Race
 from velodrome.reports.standing import Standing
@@ -48,8 +48,8 @@ def _profiled(s: Standing, names: Sequence[str]) -> Standing:
 
 def _body(b: Board, few: Race) -> str:
     race, score = b.race, b.race.score
-    seeds = len({t.seed for t in race.trials})
-    kicker = f"{race.title} · {RULES.get(b.rules, b.rules)} · {len(race.algorithms)} algorithms · {len(race.workloads)} workloads · {seeds} seeds"
+    counts = [(len(race.algorithms), "algorithm"), (len(race.workloads), "workload"), (len({t.seed for t in race.trials}), "seed")]
+    kicker = " · ".join([race.title, RULES.get(b.rules, b.rules), *(counted(n, what) for n, what in counts)])
     notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in race.notes)
     cards = "".join(
         figure(f"curves-{i}", w.name, f"{w.summary.rstrip('. ')}. Budget {w.budget:,} steps.") for i, w in enumerate(race.workloads)

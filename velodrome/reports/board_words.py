@@ -1,7 +1,6 @@
 """A board in sentences: who leads it, and what its columns mean."""
 
-from velodrome.reports.board import Board, order
-from velodrome.reports.race import AXES
+from velodrome.reports.board import Board, named, order
 from velodrome.reports.words import joined, times
 
 
@@ -25,7 +24,7 @@ def leader(b: Board) -> str:
         parts.append(f"{len(slower)} {'is' if len(slower) == 1 else 'are'} slower")
     if rest:
         parts.append(f"{rest} {'is' if rest == 1 else 'are'} not separable")
-    return f"On {len(b.race.workloads)} workloads, {'; '.join(p for p in parts if p)}."
+    return f"On {counted(len(b.race.workloads), 'workload')}, {'; '.join(p for p in parts if p)}."
 
 
 def reading(b: Board) -> list[str]:
@@ -35,17 +34,17 @@ def reading(b: Board) -> list[str]:
     axes = joined([named(a) for a in (score.axis, *b.also)])
     seeds = len({t.seed for t in b.race.trials})
     count = sum(p is not None for p in b.adjusted.values())
+    redrawn = "the workloads" if scope == "workloads like these" else "the seeds"
     return [
-        f"Speed-up: cost of {score.reference} over cost of the algorithm until the hard target, in {axes}; geometric mean over {seeds} paired seeds and "
-        f"{len(b.race.workloads)} workloads, {score.level:.0%} interval for {scope}. ≤ and ≥: some run missed its target, so the number is a bound. "
+        f"Speed-up: cost of {score.reference} over cost of the algorithm until the hard target, in {axes}; geometric mean over "
+        f"{counted(seeds, 'paired seed')} and {counted(len(b.race.workloads), 'workload')}, {score.level:.0%} interval for {scope}. "
+        "≤ and ≥: a run missed its target, so it is a bound. "
         "It depends on the algorithm and the reference alone: nobody's moves when somebody else enters.",
         f"p adjusted: of the comparisons with {score.reference}, Holm's procedure over {count}; a miss counts against who missed. "
-        f"Place: by speed-up, and its 95 % range when {'the workloads' if scope == 'workloads like these' else 'the seeds'} "
-        "are redrawn for everybody at once; a place depends on who else entered.",
+        f"Place: by speed-up, and its 95 % range when {redrawn} are redrawn for everybody at once; a place depends on who else entered.",
     ]
 
 
-def named(axis: str) -> str:
-    """A cost inside a sentence."""
-    title = AXES.get(axis, axis)
-    return title if title[1:2].isupper() else title.lower()
+def counted(n: int, what: str) -> str:
+    """ "1 workload", "8 workloads"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
