@@ -53,7 +53,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Velodrome needs Python 3.11 or newer: make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,report,query,ui,tensorboard,references,dev]'
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[data,report,query,ui,tensorboard,ray,references,dev]'
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps mup==1.0.0  # a reference of the tests; what it asks for would bring another torch
 	touch $@
 

@@ -32,8 +32,8 @@ from velodrome.scaling.schedule import parse_schedule
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 KINDS = {"python", "console", "text", "sh", ""}
-# Installing, the full-size race, and a server that runs until it is stopped. Nothing else may be exempt.
-NOT_RUN = {"README.md": 8, "getting-started.md": 2, "live.md": 1}
+# Installing, the full-size race, a server that runs until it is stopped, and a cluster. Nothing else may be exempt.
+NOT_RUN = {"README.md": 8, "getting-started.md": 2, "live.md": 1, "fanout.md": 1}
 
 TOY = """
 from functools import partial

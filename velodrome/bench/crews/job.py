@@ -63,7 +63,9 @@ def connected(meeting: str, rank: int, size: int, device: str) -> Mates:
     store = dist.FileStore(meeting, size)
     if device.startswith("cuda"):
         torch.cuda.set_device(rank)
-        return Mates(dist.ProcessGroupNCCL(store, rank, size, FOR_EVER), torch.device("cuda", rank))
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = FOR_EVER
+        return Mates(dist.ProcessGroupNCCL(store, rank, size, options), torch.device("cuda", rank))
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # all of them are on this machine
     return Mates(dist.ProcessGroupGloo(store, rank, size, FOR_EVER), torch.device("cpu"))

@@ -30,7 +30,8 @@ class Leases:
         self.owner = f"pid {os.getpid()} on {socket.gethostname()}"
         self.held: dict[str, int] = {}
         self.ended, self.writing = threading.Event(), threading.Lock()
-        self.heart: threading.Thread | None = None
+        self.heart = threading.Thread(target=self._beat, daemon=True)  # begun here: no algorithm is to be blamed for the thread
+        self.heart.start()
 
     def claim(self, folder: str) -> int:
         """The number of the claim; Busy if another is alive or quicker."""
@@ -40,9 +41,6 @@ class Leases:
         if not self.objects.create(self._name(folder, newest + 1), self._body()):
             raise Busy(Path(folder), "another worker")
         self.held[folder] = newest + 1
-        if self.heart is None:
-            self.heart = threading.Thread(target=self._beat, daemon=True)
-            self.heart.start()
         return newest + 1
 
     def hold(self, folder: str, number: int) -> None:

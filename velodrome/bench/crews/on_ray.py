@@ -8,6 +8,7 @@ import contextlib
 import os
 import queue
 import re
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -81,9 +82,10 @@ class Cluster:
             quiet["include_dashboard"] = False
         if self.mine:
             try:
+                _reached(address)
                 ray.init(address=address, **quiet)
-            except (ConnectionError, RuntimeError, ValueError) as error:
-                reason = str(error).strip().splitlines()[0].rstrip(".")
+            except (OSError, RuntimeError, ValueError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
                 raise ValueError(
                     f"there is no Ray cluster at {address!r} ({reason}): start one by `ray start --head`, or write --on-ray local."
                 ) from None
@@ -164,6 +166,13 @@ class Remote:
 
     def close(self) -> None:
         """Nothing is left of it."""
+
+
+def _reached(address: str) -> None:
+    """OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
 def _on_gpu(plan: dict[str, Any]) -> bool:

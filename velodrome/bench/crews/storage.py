@@ -19,11 +19,13 @@ from typing import Any
 
 from velodrome.bench.crews.lease import Leases
 from velodrome.bench.crews.objects import Objects
+from velodrome.records.disk import discard
 from velodrome.records.encoding import unseal
 from velodrome.records.lock import Busy
 
 LOG = ("environment.json", "rows.jsonl")  # what a checkpoint needs beside its own files
 LATER = ("manifest.json", "result.json")  # whoever sees one of these sees the rest
+OUTPUT = "output.txt"  # what the run prints; open before the run is claimed
 KEPT = 2
 
 
@@ -110,7 +112,9 @@ class Storage:
     def _take_up(self, folder: str) -> None:
         """Begin the local folder with the newest intact checkpoint, or with nothing."""
         here = self.root / folder
-        shutil.rmtree(here, ignore_errors=True)
+        for path in here.iterdir() if here.exists() else ():
+            if path.name != OUTPUT:
+                discard(path)
         self.objects.remove(f"{folder}/error.txt")
         for name in sorted(self.objects.names(f"{folder}/saved"), key=_step, reverse=True):
             files = self._intact(f"{folder}/saved/{name}")
