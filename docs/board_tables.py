@@ -52,7 +52,7 @@ def what(b: Board, runs: list[Packed]) -> str:
     seeds = sorted({r.recipe["seed"] for r in runs})
     environment = "; ".join(f"{name} {value}" for name, value in b.race.environment.items())
     lines = [
-        f"{len(runs):,} runs: {len(b.race.algorithms)} algorithms, {counted(len(b.race.workloads), "workload")}, seeds {seeds[0]} to {seeds[-1]}, "
+        f"{len(runs):,} runs: {len(b.race.algorithms)} algorithms, {counted(len(b.race.workloads), 'workload')}, seeds {seeds[0]} to {seeds[-1]}, "
         f"on {environment or 'an unknown machine'}. Training alone took {sum(r.result['seconds'] for r in runs if r.result) / 3600:.1f} hours of processes.",
         f"Targets: {joined([f'{w.name} {w.target:g} within {w.budget:,} steps' for w in b.race.workloads])}.",
     ]
@@ -90,5 +90,5 @@ def short() -> str:
         head, body = board_rows(b)
         kept = [i for i, name in enumerate(head) if name not in ("verdict", "place")]
         rows = tuple(head[i] for i in kept), [[row[i] for i in kept] for row in body]
-        parts.append(f"{TITLES.get(rules, rules)}, {counted(len(b.race.workloads), "workload")}:\n\n{markdown(rows)}")
+        parts.append(f"{TITLES.get(rules, rules)}, {counted(len(b.race.workloads), 'workload')}:\n\n{markdown(rows)}")
     return "\n".join(parts) or "No board has been raced yet.\n"
