@@ -53,7 +53,7 @@ def what(b: Board, runs: list[Packed]) -> str:
     environment = "; ".join(f"{name} {value}" for name, value in b.race.environment.items())
     lines = [
         f"{len(runs):,} runs: {len(b.race.algorithms)} algorithms, {counted(len(b.race.workloads), 'workload')}, seeds {seeds[0]} to {seeds[-1]}, "
-        f"on {environment or 'an unknown machine'}. Training alone took {sum(r.result['seconds'] for r in runs if r.result) / 3600:.1f} hours of processes.",
+        f"on {environment or 'an unknown machine'}. Training alone took {sum(r.result['seconds'] for r in runs if r.result) / 3600:.1f} hours.",
         f"Targets: {joined([f'{w.name} {w.target:g} within {w.budget:,} steps' for w in b.race.workloads])}.",
     ]
     if b.rules == "self":
