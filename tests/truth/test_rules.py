@@ -1,9 +1,17 @@
 """The rules of a race: where a run ends, how trials are drawn and counted, and what an algorithm learns of its workload."""
 
+import json
 from dataclasses import replace
+from math import log10
+
+import pytest
 
 from tests import tiny
 from velodrome.bench.protocol import Entry, Setting, drive
+from velodrome.bench.rules import external, self_tuning
+from velodrome.bench.rules.studies import fastest, paid
+from velodrome.bench.score import Trial
+from velodrome.commands._rules import asked
 from velodrome.recipes.parse import parse
 from velodrome.records.read import read, scan
 from velodrome.reports import collect
@@ -11,9 +19,9 @@ from velodrome.reports import collect
 CLOCKS = {"seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
 
 
-def finish(root, algorithm, seed=0, target=1.0, **setting):
+def finish(root, algorithm, seed=0, target=1.0, told=None, **setting):
     work = replace(tiny.tiny(50), targets=(1.03, target))
-    entry = Entry(work, work.load(), parse(algorithm), seed, Setting(**setting))
+    entry = Entry(work, work.load(), parse(algorithm), seed, Setting(**setting), told or {})
     for _ in drive(entry, root, {}, lambda: False):
         pass
     return read(root / entry.folder)
@@ -55,3 +63,116 @@ def test_races_until_the_target_have_the_scores_of_whole_races(tmp_path):
     }
     easy = {kind: {s.algorithm: s.speedup for s in race.standing.levels["easy"].overall} for kind, race in {"w": whole, "s": short}.items()}
     assert easy["w"] == easy["s"]
+
+
+# --- rulesets ------------------------------------------------------------------------------------------------------------------------
+
+
+def names(groups):
+    return [[e.recipe.name for e in group] for group in groups]
+
+
+def test_under_self_tuning_every_algorithm_starts_once_as_it_is_written():
+    groups = self_tuning.entrants(["adamw", "lion", "adamw", "lion(lr=0.01)"], seed=3)
+    assert names(groups) == [["adamw", "lion", "lion(lr=0.01)"]]
+    assert all(not e.told for e in groups[0])
+
+
+def test_under_external_tuning_each_trial_is_a_point_near_the_recipes_own_rate():
+    groups = external.entrants(["adamw", "muon"], seed=0, trials=5)
+    assert [[e.told["entrant"] for e in group] for group in groups] == [["adamw", "muon"]] * 5
+    assert [group[0].told["trial"] for group in groups] == [1, 2, 3, 4, 5]
+    own = parse("adamw").settings["lr"]
+    rates = [group[0].recipe.settings["lr"] for group in groups]
+    assert len(set(rates)) == 5
+    assert all(own / 4 <= lr <= 4 * own for lr in rates)
+    rest = {k: v for k, v in parse("adamw").settings.items() if k != "lr"}
+    assert all({k: v for k, v in group[0].recipe.settings.items() if k != "lr"} == rest for group in groups)
+
+
+def test_more_trials_begin_with_the_same_ones_and_every_seed_has_its_own():
+    few, many, other = (names(external.entrants(["adamw"], seed, k)) for seed, k in ((0, 3), (0, 6), (1, 3)))
+    assert many[:3] == few
+    assert not {n for (n,) in few} & {n for (n,) in other}
+
+
+def test_the_points_of_a_study_cover_the_space_evenly():
+    space = {"adamw": "lr=1e-4..1e-1:log"}
+    rates = [g[0].recipe.settings["lr"] for g in external.entrants(["adamw"], 0, 16, space)]
+    assert sorted(int((log10(lr) + 4) / 3 * 16) for lr in rates) == list(range(16))
+
+
+def test_a_space_may_be_the_recipes_own_or_json_or_a_list_of_points_and_fixed_options_stay(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import replace\nfrom velodrome.recipes.adamw import adamw\n"
+        "def mine(lr: float = 0.01):\n    return replace(adamw(lr=lr), space='lr=0.1..0.2')\n"
+    )
+    (group,) = external.entrants([f"{tmp_path}/own.py:mine"], 0, 1)
+    assert 0.1 <= group[0].recipe.settings["lr"] <= 0.2
+    fixed = "adamw(weight_decay=0.3)"
+    groups = external.entrants([fixed, "lion"], 0, 3, {fixed: {"lr": [0.5]}, "lion": [{"lr": 0.25}, {"lr": 0.125}]})
+    tuned = "adamw(lr=0.5, weight_decay=0.3)"
+    assert names(groups) == [[tuned, "lion(lr=0.25)"], [tuned, "lion(lr=0.125)"], [tuned]]
+    with pytest.raises(ValueError, match="weight_decay is fixed in"):
+        external.entrants([fixed], 0, 1, {fixed: "weight_decay=0..1"})
+
+
+def test_an_algorithm_without_a_learning_rate_has_one_trial():
+    assert [len(group) for group in external.entrants([f"{tiny.__file__}:Rateless(schedule='constant')", "adamw"], 0, 3)] == [2, 1, 1]
+
+
+def test_the_rules_of_the_command_are_read_before_anything_is_trained(tmp_path):
+    (tmp_path / "s.json").write_text(json.dumps({"lr": [0.1, 0.2]}))
+    plan = asked("external", None, ["lr=1..2", f"lion:{tmp_path / 's.json'}"], ["muon", "lion"])
+    assert plan == {"rules": "external", "trials": 5, "spaces": {"muon": "lr=1..2", "lion": {"lr": [0.1, 0.2]}}}
+    assert asked("self", None, [], ["lion"]) == {"rules": "self_tuning"}
+    for arguments, words in (
+        (("self", 3, [], []), "write --rules external"),
+        (("self", None, ["lr=1..2"], []), "write --rules external"),
+        (("external", 0, [], []), "at least 1"),
+        (("external", 2, [f"{tmp_path}/no.json"], ["lion"]), "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            asked(*arguments)
+
+
+# --- what trials come to -------------------------------------------------------------------------------------------------------------
+
+
+def trial(number, cost, reached=True, seed=0, algorithm="a"):
+    return Trial("w", algorithm, seed, reached, {"steps": cost, "flops": 10 * cost}, trial=number)
+
+
+def test_of_a_study_the_fastest_hit_counts_and_all_trials_are_paid():
+    trials = [trial(1, 100, False), trial(2, 40), trial(3, 30), trial(1, 100, False, seed=1), trial(2, 90, False, seed=1)]
+    assert [(t.trial, t.reached) for t in fastest(trials, "steps")] == [(3, True), (2, False)]
+    assert [(t.cost["steps"], t.cost["flops"], t.reached) for t in paid(trials)] == [(170, 1700, True), (190, 1900, False)]
+
+
+def test_runs_of_no_study_are_left_alone_so_that_a_seed_given_twice_is_still_an_error():
+    twice = [trial(None, 5), trial(None, 6)]
+    assert fastest(twice, "steps") == twice
+
+
+def test_a_tuned_race_scores_the_fastest_trial_of_each_seed_and_tells_both_prices(tmp_path):
+    for seed in range(2):
+        for group in external.entrants(["adamw", "lion"], seed, 2, {"adamw": "lr=1e-4..1e-1:log"}):
+            for e in group:
+                finish(tmp_path, e.recipe.name, seed, told=e.told, until="target")
+    finish(tmp_path, "adamw")  # another ruleset: left out with a note
+    race = collect.race(scan(tmp_path), axis="steps")
+    assert race.algorithms == ["adamw", "lion"]
+    assert len(race.trials) == len(race.curves) == 4
+    assert race.tuning.trials == {"adamw": 4, "lion": 4}
+    runs = {}
+    for r in scan(tmp_path):
+        if "trial" in r.recipe:
+            runs.setdefault((r.recipe["entrant"], r.recipe["seed"]), []).append(collect.trial(r, collect.curve(r)).cost["steps"])
+    assert all(t.cost["steps"] == min(runs[t.algorithm, t.seed]) for t in race.trials)
+    (by_all,) = race.tuning.paid.overall
+    ratios = [sum(runs["adamw", seed]) / sum(runs["lion", seed]) for seed in range(2)]
+    assert by_all.speedup == pytest.approx((ratios[0] * ratios[1]) ** 0.5)
+    assert any("rules" in note for note in race.notes)
+    assert {
+        len(pool) for pool in collect.settings([replace(t, trial=n) for n, t in enumerate(race.trials)])[0]["tiny", "lion"].values()
+    } == {2}

@@ -19,7 +19,8 @@ from velodrome.bench.interval import RESAMPLE_WORKLOADS_FROM, resample
 class Trial:
     """One run: cost on every axis at the hit, or the budget where it missed (`reached` False); `final` is the last validation metric.
 
-    `at_start` marks a target met before any update (see `hitting.Hit`): such a trial carries no information about speed.
+    `at_start` marks a target met before any update (see `hitting.Hit`): such a trial carries no information about speed. `trial` is its number where
+    several were run for one seed (`rules/studies.py`).
     """
 
     workload: str
@@ -29,6 +30,7 @@ class Trial:
     cost: Mapping[str, float]
     final: float | None = None
     at_start: bool = False
+    trial: int | None = None
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ FOLDER = "targets"  # of those runs, in the folder of a race's
 
 @dataclass(frozen=True)
 class Watched:
-    """One run as it was evaluated: cumulative `costs` by axis, `values` of its metric (lower is better), `targets` from easy to hard, `budget` in steps."""
+    """One run as it was evaluated: cumulative `costs` by axis, `values` of its metric (lower is better), `targets` from easy to hard, `budget` in steps.
+    `trial` is its number where several were run for one seed."""
 
     workload: str
     algorithm: str
@@ -29,6 +30,7 @@ class Watched:
     costs: Mapping[str, Sequence[float]]
     values: Sequence[float]
     budget: float
+    trial: int | None = None
 
     def trials(self) -> dict[str, Trial]:
         """The hits by level, of the levels that the workload has."""
@@ -37,7 +39,7 @@ class Watched:
         last = float(self.values[-1])
         final = last if isfinite(last) else None
         return {
-            level: Trial(self.workload, self.algorithm, self.seed, hit.reached, hit.cost, final, hit.at_start)
+            level: Trial(self.workload, self.algorithm, self.seed, hit.reached, hit.cost, final, hit.at_start, self.trial)
             for level, hit in zip(goals, hits, strict=True)
         }
 

@@ -11,6 +11,7 @@ import tyro
 
 from velodrome.bench import fanout
 from velodrome.commands import _crew
+from velodrome.commands._rules import asked
 from velodrome.commands.options import command, parse, print_json, say, write_page
 from velodrome.discover import recipe_names, workload_names
 from velodrome.records.read import read
@@ -26,6 +27,8 @@ HELP = """Race training algorithms: time to a target on real data, with a confid
   velodrome race adamw muon nadamw --on digits stdlib-gpt
   velodrome race adamw "muon(lr=0.01)" ./my_optimizer.py:MyOptimizer --on digits --seeds 5
   velodrome race adamw torch.optim:Adagrad(lr=0.01) --on mnist --by steps --json
+  velodrome race muon lion --on laptop --rules external --trials 5
+  velodrome race muon --on digits --rules external --space muon:lr=3e-3..0.1:log
 
 The shipped adamw is always raced too: speed-ups are over it. Interrupt it with
 Ctrl-C and give the same command again to go on: finished runs are never repeated.
@@ -46,6 +49,13 @@ class Options:
     """The cost that the speed-up is about."""
     until: Literal["budget", "target"] = "budget"
     """target: a run ends where it has reached its hard target, with the same score."""
+    rules: Literal["self", "external"] = "self"
+    """self: one run per seed. external: trials from a search space, fastest counts."""
+    trials: int | None = None
+    """With --rules external: trials of each seed; 5 by default."""
+    space: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME:]SPACE …")] = ()
+    """OPTION=LOW..HIGH[:log],OPTION=A|B or FILE.json, for all algorithms named or for
+    NAME alone; without, the recipe's own or 4x on both sides of its lr."""
     out: Path = field(default_factory=lambda: Path("runs"))
     """Folder of the run records, which races may share; or s3://bucket/runs."""
     report: Path = field(default_factory=lambda: Path("race.html"))
@@ -78,9 +88,10 @@ def main(arguments: list[str]) -> int:
     """0 when every run finished, 1 when one failed, 2 for a mistake in the options, 130 or 143 when stopped."""
     o = parse(Options, "race", arguments, HELP)
     check(o)
+    rules = asked(o.rules, o.trials, o.space, o.algorithms)
     algorithms = list(dict.fromkeys([collect.REFERENCE, *o.algorithms]))
     workloads = list(dict.fromkeys(o.on))
-    total = len(algorithms) * len(workloads) * o.seeds
+    total = len(algorithms) * len(workloads) * o.seeds * rules.get("trials", 1)
     workers = _crew.count(o, len(workloads) * o.seeds)
     plan = {
         "root": str(o.out),
@@ -97,6 +108,7 @@ def main(arguments: list[str]) -> int:
             "processes": o.processes_per_run,
         },
         **_crew.told(o),
+        **rules,
     }
     heard: dict[str, Mapping[str, Any]] = {}
     if o.tensorboard is not None and _crew.remote(o.out):
@@ -197,7 +209,7 @@ def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> i
     if o.json:
         print_json(to_json(race, o.report))
     else:
-        print_race(race.score, race.summary, notes=race.notes)
+        print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning)
     write_page(html.write, o.report, race)
     return 1 if failed else 0
 
@@ -213,6 +225,7 @@ def to_json(race: Race, path: Path) -> dict[str, Any]:
             for w in race.workloads
         ],
         "scale": race.scale.to_json() if race.scale else None,
+        "tuning": race.tuning.to_json() if race.tuning else None,
         "environment": dict(race.environment),
         "notes": list(race.notes),
         "report": str(path),

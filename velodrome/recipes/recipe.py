@@ -19,7 +19,8 @@ class Recipe:
     """How to train: `optimizer(model)` makes the optimizer, `schedule(lr, steps)` the learning rate of its first group.
 
     `settings` are the numbers that define it, as they go into the record; `source` is the digest of code outside the package, if any.
-    `steps` is the recipe's own horizon, where a run ends before the workload's budget.
+    `steps` is the recipe's own horizon, where a run ends before the workload's budget. `space` is what a tuned race searches, as `recipes/space.py`
+    reads it: "lr=1e-4..1e-1:log,weight_decay=0|0.1".
     """
 
     name: str
@@ -28,6 +29,7 @@ class Recipe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     source: str | None = None
     steps: int | None = None
+    space: str = ""
 
 
 def warm(steps: int) -> int:

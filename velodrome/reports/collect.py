@@ -12,6 +12,7 @@ import numpy as np
 from velodrome.bench import targets
 from velodrome.bench.failure import of as failed
 from velodrome.bench.hitting import time_to_target
+from velodrome.bench.rules.studies import fastest
 from velodrome.bench.scale import Ladder, ladder
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.bench.targets import Watched
@@ -22,15 +23,17 @@ from velodrome.reports.company import company
 from velodrome.reports.race import Curve, Race, Split, Task
 from velodrome.reports.scale import notes as of_scale
 from velodrome.reports.standing import Standing, standing
+from velodrome.reports.tuned import tuning
 from velodrome.reports.words import joined
 
 REFERENCE = "adamw"
 # What must be equal between runs of different algorithms; what a recipe lacks (an older one) counts as one more value of it.
 SHARED = (
     *("code", "data", "workload_source", "steps", "batch_size", "evaluations", "targets", "metric"),
-    *("device", "bf16", "compile", "threads", "population"),
+    *("device", "bf16", "compile", "threads", "population", "rules"),
 )
 OWN = ("settings", "source")  # what must be equal between the seeds of one algorithm
+TUNED = ("space", "source")  # the same where each seed has its own trials
 SHOWN = 3  # names in a note
 SPLIT = ("data_seconds", "gradient_seconds", "optimizer_seconds", "t")
 
@@ -49,14 +52,17 @@ def race(
         reasons = " ".join(["", *passed_over])
         raise ValueError(f"there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.{reasons}")
     curves = [curve(r) for r in chosen]
-    trials = charged([trial(r, c) for r, c in zip(chosen, curves, strict=True)], chosen)
+    every = charged([trial(r, c) for r, c in zip(chosen, curves, strict=True)], chosen)
+    trials = fastest(every, axis)
     score = speedups(trials, reference, axis)
     more = place([watched(r, c) for r, c in zip(chosen, curves, strict=True)], reference, axis, score=score)
     climbed = ladder(trials, reference, axis, parameters(chosen))
+    counted = set(map(id, trials))
+    recipes = {id(t): str(r.recipe["algorithm"]) for r, t in zip(chosen, every, strict=True)}
     return Race(
         algorithms=list(dict.fromkeys(t.algorithm for t in trials)),
         workloads=list({r.recipe["workload"]: task(r) for r in chosen}.values()),
-        curves=curves,
+        curves=[c for c, t in zip(curves, every, strict=True) if id(t) in counted],
         splits=splits(chosen),
         trials=trials,
         score=score,
@@ -77,7 +83,13 @@ def race(
         ],
         standing=more,
         scale=climbed,
+        tuning=tuning(every, recipes, reference, axis),
     )
+
+
+def named(r: Record) -> str:
+    """The algorithm that a run is scored as: under external tuning the one that it is a trial of."""
+    return str(r.recipe.get("entrant") or r.recipe["algorithm"])
 
 
 def parameters(records: Iterable[Record]) -> dict[str, int]:
@@ -99,27 +111,30 @@ def found_out(records: Sequence[Record], climbed: Ladder | None) -> list[str]:
 
 def watched(r: Record, c: Curve) -> Watched:
     """One run as it is read at several targets."""
-    return Watched(c.workload, c.algorithm, c.seed, r.recipe["targets"], c.costs, c.valid, r.recipe["steps"])
+    return Watched(c.workload, named(r), c.seed, r.recipe["targets"], c.costs, c.valid, r.recipe["steps"], r.recipe.get("trial"))
 
 
 def place(runs: Sequence[Watched], reference: str, axis: str, notes: Sequence[str] = (), score: Score | None = None) -> Standing:
     """What these runs say: speed-ups, other targets, all pairs, misses, variants, and tuning where one algorithm was raced with several options."""
-    by_level = targets.trials(runs)
-    pools, budget = settings(by_level["hard"])
+    every = targets.trials(runs)
+    pools, budget = settings(every["hard"])
+    by_level = {level: fastest(trials, axis) for level, trials in every.items()}
     return standing(by_level, reference, axis, pools=pools, budget=budget, notes=notes, score=score)
 
 
 def settings(trials: Sequence[Trial]) -> tuple[dict[tuple[str, str], dict[str, list[float]]], dict[str, dict[str, float]]]:
-    """(costs by (workload, algorithm without options) and axis, budgets by workload): each set of options is one trial, its median seed counts."""
-    cells: dict[tuple[str, str, str], list[Trial]] = {}
+    """(costs by (workload, algorithm without options) and axis, budgets by workload): each set of options is one trial, its median seed counts; a
+    trial of a study counts by itself, because every study has its own points."""
+    cells: dict[tuple[str, ...], list[Trial]] = {}
     budget: dict[str, dict[str, float]] = {}
     for t in trials:
-        cells.setdefault((t.workload, re.split(r"[(]", t.algorithm)[0], t.algorithm), []).append(t)
-        own = budget.setdefault(t.workload, {})
+        own = (t.algorithm,) if t.trial is None else (t.algorithm, str(t.seed), str(t.trial))
+        cells.setdefault((t.workload, re.split(r"[(]", t.algorithm)[0] if t.trial is None else t.algorithm, *own), []).append(t)
+        limits = budget.setdefault(t.workload, {})
         for axis, c in t.cost.items():
-            own[axis] = max(own.get(axis, 0.0), c)
+            limits[axis] = max(limits.get(axis, 0.0), c)
     pools: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for (workload, name, _), seeds in cells.items():
+    for (workload, name, *_), seeds in cells.items():
         for axis in {a for t in seeds for a in t.cost}:
             costs = sorted(t.cost[axis] if t.reached else inf for t in seeds if axis in t.cost)
             pools.setdefault((workload, name), {}).setdefault(axis, []).append(costs[len(costs) // 2])
@@ -178,21 +193,30 @@ def one_version(records: Sequence[Record]) -> tuple[list[Record], list[str]]:
         if len(versions) > 1:
             differ = joined([key for key in SHARED if len(grouped(runs, key)) > 1])
             notes.append(f"{name} was recorded in {len(versions)} versions ({differ} differ): {left_out(runs, best)} of the others.")
-        for algorithm, ours in grouped(best, "algorithm").items():
-            own = grouped(ours, *OWN)
+        for algorithm, ours in by_name(best).items():
+            own = grouped(ours, *(TUNED if "entrant" in ours[0].recipe else OWN))
             last = max(own.values(), key=newest)
             if len(own) > 1:
-                text = f"{algorithm} on {name} was recorded in {len(own)} versions of its settings or source"
+                what = "space" if "entrant" in ours[0].recipe else "settings"
+                text = f"{algorithm} on {name} was recorded in {len(own)} versions of its {what} or source"
                 notes.append(f"{text}: {left_out(ours, last)} of the older.")
-            for seed, same in grouped(last, "seed").items():
+            for same in grouped(last, "seed", "trial").values():
                 kept.append(max(same, key=written))
                 if len(same) > 1:
-                    where = joined([r.path.name for r in same])
+                    seed, where = same[0].recipe.get("seed"), joined([r.path.name for r in same])
                     notes.append(
                         f"{algorithm} on {name}, seed {seed}, was recorded {len(same)} times ({where}): {kept[-1].path.name}, the newest, counts."
                     )
     order = {id(r): i for i, r in enumerate(records)}
     return sorted(kept, key=lambda r: order[id(r)]), notes
+
+
+def by_name(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Runs by the algorithm that they are scored as."""
+    groups: dict[str, list[Record]] = {}
+    for r in records:
+        groups.setdefault(named(r), []).append(r)
+    return groups
 
 
 def grouped(records: Sequence[Record], *names: str) -> dict[str, list[Record]]:
@@ -247,7 +271,7 @@ def curve(r: Record) -> Curve:
     """Validation against every cost."""
     c = columns(r, "t", "examples", "flops", "seconds", "valid")
     steps, examples, flops, seconds, valid = (c[name].astype(float).tolist() for name in ("t", "examples", "flops", "seconds", "valid"))
-    return Curve(r.recipe["workload"], r.recipe["algorithm"], r.recipe["seed"], steps, examples, flops, seconds, valid, calibrated(r))
+    return Curve(r.recipe["workload"], named(r), r.recipe["seed"], steps, examples, flops, seconds, valid, calibrated(r))
 
 
 def calibrated(r: Record) -> list[float]:
@@ -262,7 +286,7 @@ def trial(r: Record, c: Curve) -> Trial:
     """The hit of one run on its workload's last target, or its budget."""
     hit = time_to_target(c.costs, c.valid, r.recipe["targets"][-1], {"steps": r.recipe["steps"]})
     final = c.valid[-1] if np.isfinite(c.valid[-1]) else None
-    return Trial(c.workload, c.algorithm, c.seed, hit.reached, hit.cost, final, hit.at_start)
+    return Trial(c.workload, named(r), c.seed, hit.reached, hit.cost, final, hit.at_start, r.recipe.get("trial"))
 
 
 def charged(trials: Sequence[Trial], records: Sequence[Record]) -> list[Trial]:
@@ -283,7 +307,7 @@ def broken(records: Iterable[Record]) -> list[str]:
     cells: dict[tuple[str, str], list[str | None]] = {}
     for r in records:
         bad = failed(r.result)
-        cells.setdefault((r.recipe["algorithm"], r.recipe["workload"]), []).append(None if bad is None else f"{bad.kind}: {bad.note}")
+        cells.setdefault((named(r), r.recipe["workload"]), []).append(None if bad is None else f"{bad.kind}: {bad.note}")
     return [
         f"{len(how)} of {len(runs)} runs of {a} on {w} failed and count{'s' if len(how) == 1 else ''} as a miss ({how[0].rstrip('.')})."
         for (a, w), runs in cells.items()
@@ -296,7 +320,7 @@ def told(records: Iterable[Record]) -> list[str]:
     counts: dict[tuple[str, str], int] = {}
     for r in records:
         for note in (r.result or {}).get("notes") or []:
-            counts[r.recipe["algorithm"], str(note)] = counts.get((r.recipe["algorithm"], str(note)), 0) + 1
+            counts[named(r), str(note)] = counts.get((named(r), str(note)), 0) + 1
     return [f"{a} {note} (in {n} run{'' if n == 1 else 's'})." for (a, note), n in counts.items()]
 
 
@@ -308,7 +332,7 @@ def splits(records: Iterable[Record]) -> list[Split]:
             last = np.array([float(column[-1]) for column in columns(r, *SPLIT).values()])
         except (ValueError, TypeError):  # not our loop's rows: their costs count, where the clock went is unknown
             continue
-        key = r.recipe["workload"], r.recipe["algorithm"]
+        key = r.recipe["workload"], named(r)
         sums[key] = sums.get(key, np.zeros(4)) + last
     return [Split(w, a, float(data), float(gradient), float(update), int(t)) for (w, a), (data, gradient, update, t) in sums.items()]
 
@@ -340,7 +364,7 @@ def diverged(records: Iterable[Record]) -> list[str]:
     """How many runs of an algorithm on a workload diverged; one that had reached its target before has reached it."""
     counts: dict[tuple[str, str], list[bool]] = {}
     for r in records:
-        counts.setdefault((r.recipe["algorithm"], r.recipe["workload"]), []).append(bool(r.result and r.result.get("diverged")))
+        counts.setdefault((named(r), r.recipe["workload"]), []).append(bool(r.result and r.result.get("diverged")))
     return [f"{sum(who)} of {len(who)} runs of {a} on {w} diverged." for (a, w), who in counts.items() if any(who)]
 
 

@@ -39,7 +39,8 @@ class Measured:
     def watched(self) -> Watched:
         """As the score wants it."""
         r, c = self.record.recipe, self.columns
-        return Watched(r["workload"], r["algorithm"], r["seed"], r["targets"], {axis: c[axis] for axis in AXES}, c["valid"], r["steps"])
+        costs = {axis: c[axis] for axis in AXES}
+        return Watched(r["workload"], collect.named(self.record), r["seed"], r["targets"], costs, c["valid"], r["steps"], r.get("trial"))
 
 
 def measured(root: Path, records: Sequence[Record]) -> tuple[list[Measured], list[str]]:

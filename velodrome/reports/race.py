@@ -7,6 +7,7 @@ from typing import Any
 from velodrome.bench.scale import Ladder
 from velodrome.bench.score import Row, Score, Trial
 from velodrome.reports.standing import Standing
+from velodrome.reports.tuned import Tuning
 
 AXES = {"steps": "Steps", "examples": "Examples", "flops": "FLOPs", "seconds": "Seconds"}
 COSTS = (*AXES, "unit_seconds")  # what a speed-up can be about; seconds at the calibrated speed are drawn nowhere (`bench/unit_seconds.py`)
@@ -80,3 +81,4 @@ class Race:
     title: str = "Velodrome race"
     standing: Standing | None = None
     scale: Ladder | None = None
+    tuning: Tuning | None = None

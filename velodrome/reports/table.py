@@ -9,6 +9,7 @@ from rich.text import Text
 
 from velodrome.bench.score import Row, Score, Speedup
 from velodrome.reports.console import Terminal
+from velodrome.reports.tuned import Tuning, rows_of, said
 from velodrome.reports.words import MISSING, SHORT, answer, labels, median, times
 
 STYLES = {"faster": "bold green", "slower": "red"}
@@ -46,14 +47,30 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
     return table
 
 
-def print_race(score: Score, summary: Sequence[Row], console: Console | None = None, notes: Sequence[str] = ()) -> None:
-    """The answer in one sentence, the table, how to read it, and a line for every note, on `console` (default: stdout)."""
+def print_race(
+    score: Score, summary: Sequence[Row], console: Console | None = None, notes: Sequence[str] = (), tuning: Tuning | None = None
+) -> None:
+    """The answer in one sentence, the table, what tuning cost, how to read it, and a line for every note, on `console` (default: stdout)."""
     console = console or Terminal()
     console.print(Text(answer(score), style="bold"))
     console.print()
     console.print(race_table(score, summary))
-    for line in (legend(score), *notes):
+    if tuning is not None:
+        console.print()
+        console.print(tuning_table(tuning))
+    for line in (legend(score), *([said(tuning)] if tuning else []), *notes):
         console.print(Text(line, style="dim"))
+
+
+def tuning_table(tuning: Tuning) -> Table:
+    """One row per algorithm: its trials, how many of them reached the target, and the speed-up in both prices."""
+    head, rows = rows_of(tuning)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, name in enumerate(head):
+        table.add_column(name, overflow="fold", justify="right" if i in (1, 2) else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def legend(score: Score) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from velodrome.bench.rules.studies import fastest
 from velodrome.bench.score import Score, Trial, speedups, summary
 from velodrome.records.read import Record
 from velodrome.reports import collect
@@ -96,7 +97,7 @@ class Races:
         chosen = [records[id_] for id_ in self._drawn(workload, version, records)]
         ids = {id(r): id_ for id_, r in records.items()}
         for r in chosen:
-            groups.setdefault(str(r.recipe["algorithm"]), []).append(ids[id(r)])
+            groups.setdefault(collect.named(r), []).append(ids[id(r)])
         first = chosen[0].recipe if chosen else {}
         goals = first.get("targets")
         return {
@@ -139,7 +140,7 @@ class Races:
         notes = [f"{flawed} finished runs are left out: no time to target can be read from them."] if flawed else []
         chosen, dropped = collect.one_version(fit)
         ids = {id(r): id_ for id_, r in records.items()}
-        trials = [t for r in chosen if (t := self._trial(ids[id(r)], r)) is not None]
+        trials = fastest([t for r in chosen if (t := self._trial(ids[id(r)], r)) is not None], axis)
         entrants = list(dict.fromkeys(t.algorithm for t in trials))
         notes += dropped + collect.diverged(chosen) + collect.inexact(chosen)
         base: dict[str, Any] = {"algorithms": entrants, "notes": notes[:20], "rows": [asdict(row) for row in summary(trials)]}

@@ -7,8 +7,9 @@ is scrambled with the seed: more trials begin with the same ones, and algorithms
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from velodrome.bench.rules.entrant import Entrant
+from velodrome.bench.rules.entrant import Entrant, entered
 from velodrome.recipes.parse import parse, split
+from velodrome.recipes.recipe import Recipe
 from velodrome.recipes.space import Space, draw, near, parse_space, points_of, space_of, spelled, told
 
 
@@ -20,19 +21,18 @@ def entrants(algorithms: Sequence[str], seed: int, trials: int = 5, spaces: Mapp
     has one trial. ValueError for a space that does not fit the algorithm, or one that searches what is fixed in its name.
     """
     groups: list[list[Entrant]] = [[] for _ in range(trials)]
-    for name, (text, spec) in {parse(t).name: (t, (spaces or {}).get(t)) for t in reversed(algorithms)}.items():
-        searched, points = study(text, spec, seed, trials)
+    for text, own in entered(algorithms).items():
+        searched, points = study(text, own, (spaces or {}).get(text), seed, trials)
         base, fixed = split(text)
         for number, (group, options) in enumerate(zip(groups, points, strict=False), 1):
             recipe = parse(spelled(base, {**fixed, **options}))
-            group.insert(0, Entrant(recipe, {"rules": "external", "entrant": name, "trial": number, "space": searched}))
+            group.append(Entrant(recipe, {"rules": "external", "entrant": own.name, "trial": number, "space": searched}))
     return [group for group in groups if group]
 
 
-def study(text: str, spec: Any, seed: int, trials: int) -> tuple[str, list[dict[str, Any]]]:
+def study(text: str, recipe: Recipe, spec: Any, seed: int, trials: int) -> tuple[str, list[dict[str, Any]]]:
     """The space in words and the options of each trial of one algorithm."""
-    recipe, (_, fixed) = parse(text), split(text)
-    settings = dict(recipe.settings)
+    fixed, settings = split(text)[1], dict(recipe.settings)
     if isinstance(spec, list):
         points = points_of(spec, settings)
         _free({option for point in points for option in point}, fixed, text)

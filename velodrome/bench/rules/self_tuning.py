@@ -3,11 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from velodrome.bench.rules.entrant import Entrant
-from velodrome.recipes.parse import parse
+from velodrome.bench.rules.entrant import Entrant, entered
 
 
 def entrants(algorithms: Sequence[str], seed: int, trials: int = 1, spaces: Mapping[str, Any] | None = None) -> list[list[Entrant]]:
     """One group, in which every algorithm starts as it is written; two spellings of one algorithm start once. `trials` and `spaces` are for others."""
-    recipes = [parse(text) for text in algorithms]
-    return [[Entrant(recipe) for recipe in {r.name: r for r in reversed(recipes)}.values()][::-1]]
+    return [[Entrant(recipe) for recipe in entered(algorithms).values()]]
