@@ -84,8 +84,9 @@ def test_one_algorithms_mistake_does_not_stop_the_others(folder):
     states = {(r.recipe["algorithm"], r.recipe["seed"]): r.result for r in scan(folder / "runs")}
     assert states["adamw", 0]["state"] == "finished"
     assert states["mine.py:Wild", 1]["state"] == "diverged"
-    assert states["mine.py:Broken", 0] is None
+    assert states["mine.py:Broken", 0]["failure"] == "crash"
     assert "Wild" in out
+    assert "2 of 2 runs of mine.py:Broken on tiny failed and count as a miss" in " ".join(out.split())
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_lost(folder):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 
+from velodrome.bench import failure
 from velodrome.bench.catalog import workload
 from velodrome.bench.device import check_device
 from velodrome.bench.fanout import stopping
@@ -49,7 +50,11 @@ def run(o: Options, typed: str) -> int:
         return 1
     if mirror is not None and not mirror.failed:
         say(f"TensorBoard: tensorboard --logdir {o.tensorboard}")
-    return tell(read(folder), o.json, expected)
+    record = read(folder)
+    if (earlier := failure.of(record.result)) is not None:
+        say(f"{folder} failed earlier ({earlier.kind}: {earlier.note.rstrip('.')}): remove the folder to try again.")
+        return 1
+    return tell(record, o.json, expected)
 
 
 def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast, mirror: Mirror | None) -> Exception | None:
@@ -67,6 +72,9 @@ def train(entry: Entry, o: Options, stop: Callable[[], bool], expected: Forecast
                 begun = True
                 if mirror is not None:
                     mirror.look(name)
+                if state["state"] == "failed":
+                    progress.update(name, state="failed")
+                    continue
                 if "valid" not in state:  # finished earlier
                     known = read(o.out / name).result or {}
                     state = {"state": known["state"], "t": known["steps"], "valid": known["valid"]}
