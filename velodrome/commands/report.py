@@ -35,7 +35,7 @@ class Options:
     """Folder of the run records."""
     report: Path = field(default_factory=lambda: Path("race.html"))
     """The HTML file to write."""
-    by: Literal["seconds", "steps", "examples", "flops"] = "seconds"
+    by: Literal["seconds", "unit_seconds", "steps", "examples", "flops"] = "seconds"
     """The cost that the speed-up is about."""
     reference: str = collect.REFERENCE
     """The algorithm that speed-ups are over."""

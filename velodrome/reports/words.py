@@ -51,7 +51,7 @@ def seconds(x: float | None) -> str:
 
 def cost(axis: str, x: float | None) -> str:
     """A cost in the unit of its axis."""
-    if axis == "seconds":
+    if axis in ("seconds", "unit_seconds"):
         return seconds(x)
     return quantity(x, "FLOP" if axis == "flops" else "")
 
