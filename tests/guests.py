@@ -1,6 +1,5 @@
 """Optimizers that nobody should be hurt by: each does one bad thing to the process that it shares with others, in its 30th step or from then on."""
 
-import ctypes
 import gc
 import os
 import signal
@@ -63,17 +62,6 @@ class Leaves(Bad):
         os._exit(3)
 
 
-class Killed(Bad):
-    """By somebody from outside, once: the environment names a file that remembers it."""
-
-    def bad(self):
-        try:
-            os.close(os.open(os.environ["GUEST_KILLED"], os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 class Hangs(Bad):
     """And hides from errors."""
 
@@ -86,10 +74,11 @@ class Hangs(Bad):
 
 
 class Holds(Bad):
-    """A call of C that keeps the interpreter's lock, so that no signal handler of Python can run."""
+    """And hears no signal."""
 
     def bad(self):
-        ctypes.PyDLL(None).sleep(1000)
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        time.sleep(1000)
 
 
 class Hoards(Bad):

@@ -310,6 +310,7 @@ class _Training:
             if watched is not None:
                 watched.step(loss=step.loss, batch=step.batch)
             if self.stop():
+                self.notes += self.guest.leave() if self.guest else []  # whoever goes on does not know them
                 self._save(step)
                 raise Interrupted
             if time.monotonic() - self.saved > self.entry.setting.checkpoint_seconds:
