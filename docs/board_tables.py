@@ -8,6 +8,7 @@ from velodrome.recipes.parse import parse
 from velodrome.records.packed import Packed, unpack
 from velodrome.reports.board import RULES, Board, board, board_rows, cell_rows, markdown, restricted_rows, shipped, target_rows
 from velodrome.reports.board_words import counted, leader, reading
+from velodrome.reports.tuned import rows_of, said
 from velodrome.reports.words import joined
 
 TITLES = {"self": "Self-tuning", "external": "External tuning"}
@@ -33,6 +34,7 @@ def section(rules: str, runs: list[Packed]) -> str:
         markdown(cell_rows(b)),
         "### Three targets, and misses as the horizon\n",
         markdown(joined_rows(b)),
+        *(["### What tuning cost\n", markdown(rows_of(tuning)), f"{said(tuning)}\n"] if (tuning := b.race.tuning) else []),
         "### What was run\n",
         what(b, runs) + "\n",
         *(["\n".join(notes) + "\n"] if notes else []),

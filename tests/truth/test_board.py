@@ -181,6 +181,33 @@ def test_holm_runs_over_the_comparisons_with_the_reference_alone(runs):
     assert b.adjusted["quick"] <= own["adamw", "quick"].adjusted
 
 
+def tuned(run, number):
+    """The run as a trial of a study: slower or quicker by its number, with options of its own."""
+    scale = {1: 1.5, 2: 0.9, 3: 1.2}[number]
+    columns = run.columns | {c: [x * scale for x in run.columns[c]] for c in ("flops", "seconds")}
+    told = {
+        "algorithm": f"{run.recipe['algorithm']}(lr={scale})",
+        "rules": "external",
+        "entrant": run.recipe["algorithm"],
+        "trial": number,
+        "space": "lr",
+    }
+    return replace(run, path=run.path.with_name(f"{run.path.name}-{number}"), recipe=run.recipe | told, columns=columns)
+
+
+def test_under_external_tuning_the_fastest_trial_counts_and_both_prices_are_told(runs, tmp_path):
+    two = [r for r in runs if r.recipe["algorithm"] in ("adamw", "quick")]
+    pack(tmp_path / "external.jsonl.gz", [tuned(r, n) for r in two for n in (1, 2, 3)])
+    own, b = board.board(two), board.read(tmp_path / "external.jsonl.gz")
+    assert (b.rules, b.race.algorithms, len(b.race.trials)) == ("external", ["adamw", "quick"], 30)
+    (untuned,), (best,), (paid,) = (x.overall for x in (own.race.score, b.race.score, b.race.tuning.paid))
+    assert best.speedup == pytest.approx(untuned.speedup)  # a factor of 0.9 on both sides
+    assert paid.speedup == pytest.approx(untuned.speedup)
+    assert {(r, t) for *_, r, t in b.race.tuning.winners} == {("adamw(lr=0.9)", 2), ("quick(lr=0.9)", 2)}
+    assert b.to_json()["tuning"]["trials"] == {"adamw": 45, "quick": 45}
+    assert "What tuning cost" in board_page._body(b, board_page.drawn(b))
+
+
 def trials(logs, seeds=3):
     """Trials whose log speed-up on workload w is logs[algorithm][w]."""
     return [

@@ -17,6 +17,7 @@ from velodrome.reports.board_charts import overall
 from velodrome.reports.board_words import leader, reading
 from velodrome.reports.console import Terminal
 from velodrome.reports.standing_words import Rows
+from velodrome.reports.tuned import rows_of, said
 
 HELP = """Draw the board again: a table, and one HTML file.
 
@@ -109,9 +110,10 @@ def show(b: Board, more: tuple[str, ...]) -> None:
     console.print(Text(leader(b), style="bold"))
     console.print()
     first = board_rows(b) if console.width >= WIDE else without(board_rows(b), "verdict", "place")
-    for title, rows in [("", first), *((name, MORE[name](b)) for name in more)]:
+    tuning = b.race.tuning
+    for title, rows in [("", first), *([("", rows_of(tuning))] if tuning else []), *((name, MORE[name](b)) for name in more)]:
         grid(console, title, rows)
-    for line in (*reading(b), *b.race.notes):
+    for line in (*reading(b), *([said(tuning)] if tuning else []), *b.race.notes):
         console.print(Text(line, style="dim"))
 
 

@@ -44,6 +44,7 @@ class Board:
             "adjusted": dict(self.adjusted),
             "ranks": [asdict(r) for r in self.ranks],
             "standing": None if standing is None else standing.to_json(),
+            "tuning": None if self.race.tuning is None else self.race.tuning.to_json(),
             "environment": dict(self.race.environment),
             "notes": list(self.race.notes),
         }

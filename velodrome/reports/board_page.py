@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from velodrome.bench.profile import Step
-from velodrome.reports import charts, html, standing_page
+from velodrome.reports import charts, html, standing_page, tuned
 from velodrome.reports.board import RULES, Board, board_rows, cell_rows, named, order
 from velodrome.reports.board_charts import overall
 from velodrome.reports.board_words import counted, leader, reading
@@ -74,6 +74,7 @@ def _body(b: Board, few: Race) -> str:
             html.switch(race),
             f'<div class="grid">{cards}</div>',
             f'<p class="soft">Drawn: {shown}. Bold: median while all seeds run. Dots: where a seed reached the target.</p>',
+            tuned.section(race.tuning) if race.tuning else "",
             sections,
             f'<h2>Where the time went</h2><div class="grid">{splits}</div>' if splits else "",
             "<h2>Notes</h2>" + notes if notes else "",
