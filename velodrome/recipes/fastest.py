@@ -1,4 +1,4 @@
-"""Schedule-Free, AdamW and Muon where each is cheap: the recipe that was put together here to win `laptop` (docs/fastest.md)."""
+"""Schedule-Free (Defazio et al. 2024, https://arxiv.org/abs/2405.15682) over AdamW, over Muon where that is cheap: made for `laptop` (docs/fastest.md)."""
 
 from functools import partial
 from typing import Any
