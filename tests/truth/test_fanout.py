@@ -96,7 +96,7 @@ def test_what_an_algorithm_prints_does_not_reach_the_parent_and_the_parent_learn
     states = fanout.run(plan("adamw", "adamw(lr=0.012)", "loud.py:Loud(lr=0.1)"), 1, 3, lambda f, s: told.append((f, dict(s))))
     assert sorted(s["algorithm"] for s in states.values()) == ["adamw", "loud.py:Loud(lr=0.1)"]
     assert {s["state"] for s in states.values()} == {"finished"}
-    assert {f for f, _ in told} == set(states) == {p.name for p in (here / "runs").iterdir()}
+    assert {f for f, _ in told} == set(states) == {p.name for p in (here / "runs").iterdir() if not p.name.startswith(".")}
 
 
 # --- the parent, with workers of a few lines -----------------------------------------------------------------------------------------
