@@ -58,9 +58,25 @@ WITHOUT_TORCH = {
     *("version", "discover", "cli", "__main__", "reports", "records", "scaling", "web", "data/folder.py"),
     *("bench/score.py", "bench/hitting.py", "bench/interval.py", "bench/fanout.py"),
     *("bench/algoperf.py", "bench/best_of_k.py", "bench/pairwise.py", "bench/racing.py", "bench/trial_table.py", "bench/unpaired.py"),
-    *("bench/supervisor.py", "bench/failure.py", "bench/limits.py", "bench/output.py", "bench/energy.py", "bench/kin.py", "bench/unit_seconds.py"),
-    *("bench/targets.py", "bench/censored.py", "bench/profile.py", "bench/robustness.py", "bench/rules/studies.py"),
-    *("commands/_rules.py", "commands/score.py"),
+    *(
+        "bench/supervisor.py",
+        "bench/failure.py",
+        "bench/limits.py",
+        "bench/output.py",
+        "bench/energy.py",
+        "bench/kin.py",
+        "bench/unit_seconds.py",
+    ),
+    *(
+        "bench/targets.py",
+        "bench/censored.py",
+        "bench/profile.py",
+        "bench/robustness.py",
+        "bench/rules/studies.py",
+        "bench/deciding.py",
+        "commands/_racing.py",
+    ),
+    *("commands/_racing.py", "commands/_rules.py", "commands/score.py"),
 }
 WITH_TORCH = {"records/checkpoint.py"}
 

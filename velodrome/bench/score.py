@@ -98,7 +98,7 @@ def speedups(
 
     Runs are paired by workload and seed (same initial weights and data order); `each` False leaves out the workloads by themselves. A miss
     enters at its budget, which makes the ratio a bound; a pair in which both missed says nothing and is left out. Overall: the unweighted
-    geometric mean over workloads.
+    geometric mean over workloads; their variants (NAME+VARIANT) have cells, and count overall only where no base workload was raced.
 
     ValueError for an absent reference, a repeated (workload, algorithm, seed), an axis that no trial has, or a level outside (0, 1).
     """
@@ -113,13 +113,20 @@ def speedups(
     silent: dict[str, list[str]] = {}
     for algorithm in algorithms:
         pairs = {w: Pairs.of(table[w, algorithm], table[w, reference], axis) for w in workloads}
-        told = {w: p for w, p in pairs.items() if p.logs}
-        if len(told) < len(pairs):
-            silent[algorithm] = [w for w in pairs if w not in told]
+        counted = {w: pairs[w] for w in bases(workloads)}
+        told = {w: p for w, p in counted.items() if p.logs}
+        if len(told) < len(counted):
+            silent[algorithm] = [w for w in counted if w not in told]
         for w, p in pairs.items() if each else ():
             cells.append(_estimate(algorithm, w, [p], [p], level, resamples, seed))
-        overall.append(_estimate(algorithm, None, list(told.values()), list(pairs.values()), level, resamples, seed))
+        overall.append(_estimate(algorithm, None, list(told.values()), list(counted.values()), level, resamples, seed))
     return Score(reference, axis, level, resamples, seed, tuple(cells), tuple(overall), silent)
+
+
+def bases(workloads: Iterable[str]) -> list[str]:
+    """The workloads that count overall: those that are no variant, or all where every one is."""
+    names = sorted(set(workloads))
+    return [w for w in names if "+" not in w] or names
 
 
 @dataclass

@@ -2,15 +2,17 @@
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from velodrome.bench import fanout
-from velodrome.commands import _crew
+from velodrome.bench.deciding import to_json as to_json_of
+from velodrome.commands import _crew, _racing
 from velodrome.commands._rules import asked
 from velodrome.commands.options import command, parse, print_json, say, write_page
 from velodrome.discover import recipe_names, workload_names
@@ -49,6 +51,11 @@ class Options:
     """The cost that the speed-up is about."""
     until: Literal["budget", "target"] = "budget"
     """target: a run ends where it has reached its hard target, with the same score."""
+    race_until: Literal["seeds", "decided"] = "seeds"
+    """decided: after --seeds, one more seed at a time for algorithms whose interval
+    neither excludes 1 nor lies within 2 %."""
+    max_seeds: int = 20
+    """With --race-until decided: at most this many."""
     rules: Literal["self", "external"] = "self"
     """self: one run per seed. external: trials from a search space, fastest counts."""
     trials: int | None = None
@@ -123,17 +130,24 @@ def main(arguments: list[str]) -> int:
 
     try:
         with Progress(total, quiet=o.quiet) as progress:
-            states = fanout.run(plan, workers, total, listen)
+            if o.race_until == "decided":
+                run = partial(fanout.run, workers=workers, total=total, listen=listen)
+                states, decisions, gain = _racing.rounds(plan, o.max_seeds, o.by, run, lambda states: _crew.fetched(o.out, states))
+                raced = _racing.notes(decisions, gain), to_json_of(decisions, gain)
+            else:
+                states, raced = fanout.run(plan, workers, total, listen), ([], {})
     except fanout.Stopped as stopped:
         say(f"{farewell(o.out, heard)} The same command goes on from here: {command('race', arguments)}")
         return stopped.code
-    return report(o, states, command("race", arguments))
+    return report(o, states, command("race", arguments), *raced)
 
 
 def check(o: Options) -> None:
     """Refuse what no race can be made of, before anything is started or written."""
     if o.seeds < 1 or o.threads < 1 or o.workers < 0:
         raise ValueError(f"seeds and threads must be at least 1 and workers at least 0, got {o.seeds}, {o.threads} and {o.workers}.")
+    if o.race_until == "decided" and not 2 <= o.seeds <= o.max_seeds:
+        raise ValueError(f"a race until decided begins with 2 seeds or more and at most --max-seeds, got {o.seeds} of {o.max_seeds}.")
     if not o.on:
         raise ValueError(f"--on needs a workload: {', '.join(workload_names())}.")
     _crew.check(o)
@@ -196,8 +210,10 @@ def show(progress: Progress, folder: str, state: Mapping[str, Any]) -> None:
     )
 
 
-def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> int:
-    """Table or JSON on stdout, the HTML file, and the exit code."""
+def report(
+    o: Options, states: Mapping[str, Mapping[str, Any]], typed: str, notes: Sequence[str] = (), racing: Mapping[str, Any] | None = None
+) -> int:
+    """Table or JSON on stdout, the HTML file, and the exit code; `notes` and `racing` say how the number of seeds came about."""
     failed = {f: s for f, s in states.items() if s["state"] == "failed"}
     o = replace(o, out=_crew.fetched(o.out, states))
     for folder, s in failed.items():
@@ -205,9 +221,9 @@ def report(o: Options, states: Mapping[str, Mapping[str, Any]], typed: str) -> i
     records = [read(o.out / f) for f in states if f not in failed]
     if not records:
         return 1
-    race = collect.race(records, axis=o.by, command=typed)
+    race = collect.race(records, axis=o.by, command=typed, notes=notes)
     if o.json:
-        print_json(to_json(race, o.report))
+        print_json({**to_json(race, o.report), "racing": racing or None})
     else:
         print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning)
     write_page(html.write, o.report, race)

@@ -92,6 +92,12 @@ def named(r: Record) -> str:
     return str(r.recipe.get("entrant") or r.recipe["algorithm"])
 
 
+def trials(records: Iterable[Record], axis: str) -> list[Trial]:
+    """What the finished runs among `records` measured at the hard target, of each study the fastest; nothing is scored."""
+    chosen, _ = one_version(usable(records)[0])
+    return fastest(charged([trial(r, curve(r)) for r in chosen], chosen), axis)
+
+
 def parameters(records: Iterable[Record]) -> dict[str, int]:
     """How many the model of each workload has, where the runs say so."""
     return {r.recipe["workload"]: r.result["parameters"] for r in records if r.result and isinstance(r.result.get("parameters"), int)}

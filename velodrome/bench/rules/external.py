@@ -21,8 +21,9 @@ def entrants(algorithms: Sequence[str], seed: int, trials: int = 5, spaces: Mapp
     has one trial. ValueError for a space that does not fit the algorithm, or one that searches what is fixed in its name.
     """
     groups: list[list[Entrant]] = [[] for _ in range(trials)]
+    specs = {parse(text).name: spec for text, spec in (spaces or {}).items()}
     for text, own in entered(algorithms).items():
-        searched, points = study(text, own, (spaces or {}).get(text), seed, trials)
+        searched, points = study(text, own, specs.get(own.name), seed, trials)
         base, fixed = split(text)
         for number, (group, options) in enumerate(zip(groups, points, strict=False), 1):
             recipe = parse(spelled(base, {**fixed, **options}))
