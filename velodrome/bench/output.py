@@ -48,11 +48,15 @@ class Output:
         self.raw = _Bounded(self.file, LIMIT)
         stream: Any = self.raw
         self.text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", write_through=True)
-        self.kept, self.dropped = 0, 0
+        self.kept, self.dropped, self.known = 0, 0, False
 
     @contextlib.contextmanager
     def captured(self, path: Path) -> Iterator[None]:
         """File descriptors 1 and 2 and Python's streams go to `path` meanwhile, whose folder may be made inside; to where they went before, afterwards."""
+        if not self.known and path.exists():  # of an earlier process
+            self.kept = min(LIMIT, path.stat().st_size)
+            self.raw.room = LIMIT - self.kept
+        self.known = True
         out, err = sys.stdout, sys.stderr
         out.flush()
         err.flush()

@@ -310,7 +310,7 @@ class _Training:
             if watched is not None:
                 watched.step(loss=step.loss, batch=step.batch)
             if self.stop():
-                self.notes += self.guest.leave() if self.guest else []  # whoever goes on does not know them
+                self._leave()  # whoever goes on does not know what is left
                 self._save(step)
                 raise Interrupted
             if time.monotonic() - self.saved > self.entry.setting.checkpoint_seconds:
@@ -346,6 +346,10 @@ class _Training:
         changed = [f"changed {name}, which was put back at every evaluation" for name in self.settings.put_back()]
         self.notes += [note for note in changed if note not in self.notes]
 
+    def _leave(self) -> None:
+        """End what the run has started and left running; a note that is there is not made again by a run that went on from a checkpoint before it."""
+        self.notes += [note for note in (self.guest.leave() if self.guest else []) if note not in self.notes]
+
     def spent(self, step: Step) -> dict[str, Any]:
         """What the run has cost up to `step`."""
         c = step.counters
@@ -357,8 +361,8 @@ class _Training:
 
     def told(self) -> dict[str, Any]:
         """What the process says about the run: what it changed there and left behind, the joules."""
-        notes = [*self.notes, *(self.guest.leave() if self.guest else [])]
-        return {"notes": notes, **(self.guest.result() if self.guest else {})}
+        self._leave()
+        return {"notes": self.notes, **(self.guest.result() if self.guest else {})}
 
     def _finish(self, step: Step, state: dict[str, Any]) -> None:
         self.sources.check_all()
