@@ -30,7 +30,7 @@ def section(rules: str, runs: list[Packed]) -> str:
         markdown(board_rows(b)),
         "\n\n".join(reading(b)) + "\n",
         "### Workload by workload\n",
-        "Speed-up in FLOPs; ≤ and ≥ where a run missed its target, which makes it a bound; — where all missed.\n",
+        "Speed-up in FLOPs; ≤ and ≥ where a run missed its target, which makes it a bound; — where all missed, or a workload has no cost in FLOPs.\n",
         markdown(cell_rows(b)),
         "### Three targets, and misses as the horizon\n",
         markdown(joined_rows(b)),

@@ -17,8 +17,9 @@ from velodrome.cli import main
 from velodrome.records.packed import COLUMNS, Packed, pack, unpack
 from velodrome.records.read import read, scan
 from velodrome.records.run import Run
-from velodrome.reports import board, board_page
+from velodrome.reports import board, board_page, board_words
 
+ROOT = Path(__file__).parents[2]
 STEPS, EVERY = 40, 2
 RATES = {"adamw": 0.05, "quick": 0.08, "slow": 0.03, "same": 0.05, "never": 0.005}
 
@@ -238,6 +239,16 @@ def test_the_share_of_first_places_is_that_of_the_draws_in_which_the_speedup_exc
     assert first["adamw"] == pytest.approx(1 - first["mine"])
 
 
+def test_a_workload_without_a_cost_is_named_and_neither_counted_nor_ranked(runs):
+    free = [replace(r, columns=r.columns | {"flops": [0] * len(r.columns["flops"])}) if r.recipe["workload"] == "wx" else r for r in runs]
+    with_it, without = board.board(free), board.board([r for r in runs if r.recipe["workload"] != "wx"])
+    assert board_words.silent(with_it) == ["wx"]
+    assert board_words.leader(with_it).startswith("On 4 workloads, ")
+    assert "wx has no cost in FLOPs" in board_words.reading(with_it)[0]
+    assert with_it.ranks == without.ranks
+    assert with_it.also["seconds"].overall[0].pairs == 15
+
+
 def test_ranks_of_few_workloads_with_one_seed_are_not_told():
     assert ranking(trials({"adamw": [0] * 4, "mine": [1] * 4}, seeds=1), "adamw", "flops") == []
     assert len(ranking(trials({"adamw": [0] * 4, "mine": [1] * 4}, seeds=2), "adamw", "flops")) == 2
@@ -246,7 +257,7 @@ def test_ranks_of_few_workloads_with_one_seed_are_not_told():
 def test_the_command_prints_draws_and_answers_in_json(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
-    pack(tmp_path / "mine" / "self.jsonl.gz", runs)
+    pack(tmp_path / "mine" / "self.jsonl.gz", [r for r in runs if r.recipe["workload"] in ("w", "wx")])
     assert main(["report", "board", "mine", "--more", "workloads", "targets", "restricted"]) == 0
     out = capsys.readouterr().out
     assert "1 of 4 algorithms is faster than adamw in FLOPs" in " ".join(out.split())
@@ -326,3 +337,28 @@ def test_the_boards_that_are_shipped_are_small():
     assert sum(path.stat().st_size for path in there.values()) < command.LARGEST
     for path in there.values():
         assert path.read_bytes()[4:8] == bytes(4)  # no time, so that packing again gives the same bytes
+
+
+@pytest.fixture
+def refresh(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    return importlib.import_module("refresh")
+
+
+def test_the_pages_say_what_the_shipped_boards_say(refresh):
+    tables = importlib.import_module("board_tables")
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/board.md", "README.md"))
+    assert tables.page_part() in page, "stale: run `python docs/refresh.py board`"
+    assert tables.short() in readme, "stale: run `python docs/refresh.py board`"
+    assert refresh.between(page, "python docs/refresh.py board", tables.page_part()) == page
+
+
+def test_the_section_of_a_board_says_what_was_run_and_what_has_changed_since(refresh, runs):
+    tables = importlib.import_module("board_tables")
+    text = tables.section("self", runs)
+    assert "75 runs: 5 algorithms, 5 workloads, seeds 0 to 2" in text
+    assert "`quick(lr=0.1)`" in text
+    assert "Changed since: options of adamw." in text
+    assert all(
+        line.count("|") == text.splitlines()[i - 1].count("|") for i, line in enumerate(text.splitlines()) if line.startswith("|---")
+    )

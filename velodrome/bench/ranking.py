@@ -27,16 +27,18 @@ def ranking(trials: Iterable[Trial], reference: str, axis: str, *, resamples: in
     """The algorithms, fastest first, from the draws of `interval.resample`, which are the same for all of them: workloads (or the seeds of fewer than
     five) are redrawn for everybody at once.
 
-    Misses enter at their budget, as in the speed-up, which flatters who missed; a workload on which every pair missed counts as equally fast. Empty
-    where some workload has a single pair and there are fewer than five, because nothing is known of the spread.
+    Misses enter at their budget, as in the speed-up, which flatters who missed; a workload on which every pair of one algorithm missed counts as equally
+    fast, one that says nothing of anybody is left out. Empty where some workload has a single pair and there are fewer than five, because nothing is
+    known of the spread.
     """
     trials = list(trials)
     table = indexed(trials, reference, axis)
     workloads = sorted({t.workload for t in trials})
     names = list(dict.fromkeys(t.algorithm for t in trials))
+    told = [w for w in workloads if any(Pairs.of(table[w, n], table[w, reference], axis).logs for n in names if n != reference)]
     means, drawn = [], []
     for name in names:
-        groups = [np.array(Pairs.of(table[w, name], table[w, reference], axis).logs or [0.0, 0.0]) for w in workloads]
+        groups = [np.array(Pairs.of(table[w, name], table[w, reference], axis).logs or [0.0, 0.0]) for w in told]
         draws = np.zeros(resamples) if name == reference else resample(groups, resamples, np.random.default_rng(seed))
         if draws is None:
             return []

@@ -69,7 +69,7 @@ def _body(b: Board, few: Race) -> str:
             f'<div class="grid">{figure("board", "", "95 % intervals. Right of 1×: faster. Triangles are bounds, where a run missed its target.")}</div>',
             "<h2>Workload by workload</h2>",
             table(*cell_rows(b)),
-            f'<p class="soft">Speed-up in {escape(named(score.axis))}. ≤ and ≥: a run missed, which makes it a bound; —: all missed.</p>',
+            f'<p class="soft">Speed-up in {escape(named(score.axis))}. ≤ and ≥: bounds, where a run missed; —: all missed, or no cost.</p>',
             "<h2>On the way to the target</h2>",
             html.switch(race),
             f'<div class="grid">{cards}</div>',

@@ -24,7 +24,7 @@ def leader(b: Board) -> str:
         parts.append(f"{len(slower)} {'is' if len(slower) == 1 else 'are'} slower")
     if rest:
         parts.append(f"{rest} {'is' if rest == 1 else 'are'} not separable")
-    return f"On {counted(len(b.race.workloads), 'workload')}, {'; '.join(p for p in parts if p)}."
+    return f"On {counted(len(b.race.workloads) - len(silent(b)), 'workload')}, {'; '.join(p for p in parts if p)}."
 
 
 def reading(b: Board) -> list[str]:
@@ -35,14 +35,26 @@ def reading(b: Board) -> list[str]:
     seeds = len({t.seed for t in b.race.trials})
     count = sum(p is not None for p in b.adjusted.values())
     redrawn = "the workloads" if scope == "workloads like these" else "the seeds"
+    mute = silent(b)
+    without = (
+        f" {joined(mute)} {'has' if len(mute) == 1 else 'have'} no cost in {named(score.axis)}, so nothing is said of it there."
+        if mute
+        else ""
+    )
     return [
         f"Speed-up: cost of {score.reference} over cost of the algorithm until the hard target, in {axes}; geometric mean over "
-        f"{counted(seeds, 'paired seed')} and {counted(len(b.race.workloads), 'workload')}, {score.level:.0%} interval for {scope}. "
+        f"{counted(seeds, 'paired seed')} and {counted(len(b.race.workloads) - len(mute), 'workload')}, {score.level:.0%} interval for {scope}.{without} "
         "≤ and ≥: a run missed its target, so it is a bound. "
         "It depends on the algorithm and the reference alone: nobody's moves when somebody else enters.",
         f"p adjusted: of the comparisons with {score.reference}, Holm's procedure over {count}; a miss counts against who missed. "
         f"Place: by speed-up, and its 95 % range when {redrawn} are redrawn for everybody at once; a place depends on who else entered.",
     ]
+
+
+def silent(b: Board) -> list[str]:
+    """Workloads on which the board's cost is nothing, such as the FLOPs of a model without matrix products."""
+    cells = {w.name: [c for c in b.race.score.cells if c.workload == w.name] for w in b.race.workloads}
+    return [w for w, own in cells.items() if own and all(c.unusable and not c.pairs for c in own)]
 
 
 def counted(n: int, what: str) -> str:
