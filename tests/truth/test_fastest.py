@@ -73,8 +73,8 @@ def test_an_option_out_of_range_is_one_sentence(option, wrong):
 
 
 def test_it_needs_fewer_steps_than_the_reference_on_digits():
-    """Three seeds, fixed beforehand, that played no part in its choice. The spread of a seed's log ratio is some 0.3: what is asserted lies two standard
-    errors below what was measured (docs/fastest.md), so a recipe no faster than the reference fails."""
+    """Three seeds that played no part in its choice. Over three others it was 1.46 times faster (docs/fastest.md), and the log ratio of a pair spreads
+    by 0.3: three pairs say that it is faster, not by how much."""
     w = workload("digits")
     data = w.load()
 
@@ -93,4 +93,4 @@ def test_it_needs_fewer_steps_than_the_reference_on_digits():
         t, values = zip(*curve, strict=True)
         return time_to_target({"steps": t}, values, w.targets[-1], {"steps": w.steps}).cost["steps"]
 
-    assert fmean(log(steps("adamw", seed) / steps("fastest", seed)) for seed in (300, 301, 302)) > log(1.2)
+    assert fmean(log(steps("adamw", seed) / steps("fastest", seed)) for seed in (300, 301, 302)) > 0
