@@ -348,9 +348,9 @@ def refresh(monkeypatch):
 def test_the_pages_say_what_the_shipped_boards_say(refresh):
     tables = importlib.import_module("board_tables")
     page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/board.md", "README.md"))
-    assert tables.page_part() in page, "stale: run `python docs/refresh.py board`"
-    assert tables.short() in readme, "stale: run `python docs/refresh.py board`"
-    assert refresh.between(page, "python docs/refresh.py board", tables.page_part()) == page
+    part, advice = tables.page_part(), "stale: run `python docs/refresh.py board`"
+    assert refresh.between(page, "python docs/refresh.py board", part) == page, advice
+    assert tables.short() in readme, advice
 
 
 def test_the_section_of_a_board_says_what_was_run_and_what_has_changed_since(refresh, runs):
