@@ -5,9 +5,11 @@ from dataclasses import replace
 from math import log10
 
 import pytest
+import torch
 
 from tests import tiny
-from velodrome.bench.protocol import Entry, Setting, drive
+from velodrome.bench.catalog import suite, workload
+from velodrome.bench.protocol import Entry, Live, Setting, drive
 from velodrome.bench.rules import external, self_tuning
 from velodrome.bench.rules.studies import fastest, paid
 from velodrome.bench.score import Trial
@@ -176,3 +178,43 @@ def test_a_tuned_race_scores_the_fastest_trial_of_each_seed_and_tells_both_price
     assert {
         len(pool) for pool in collect.settings([replace(t, trial=n) for n, t in enumerate(race.trials)])[0]["tiny", "lion"].values()
     } == {2}
+
+
+# --- what an algorithm learns --------------------------------------------------------------------------------------------------------
+
+
+def strings(module):
+    """Every text that an algorithm could find on a model: names of parameters, buffers, modules and classes, and plain attributes."""
+    for name, part in module.named_modules():
+        yield from (name, type(part).__name__, *(str(v) for v in vars(part).values() if isinstance(v, str | int | float | tuple)))
+    yield from (name for name, _ in (*module.named_parameters(), *module.named_buffers()))
+
+
+@pytest.mark.parametrize("name", suite("laptop").workloads)
+def test_a_model_does_not_hold_the_name_of_its_workload(name):
+    try:
+        model = workload(name).model()
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert not [s for s in strings(model) if name in s.replace("_", "-").lower()]
+
+
+def test_a_recipe_is_given_the_model_and_the_horizon_and_nothing_else():
+    seen = []
+
+    def optimizer(*given, **more):
+        seen.append((given, more))
+        return parse("adamw").optimizer(*given)
+
+    def schedule(*given, **more):
+        seen.append((given, more))
+        return lambda t: 0.01
+
+    work = replace(tiny.tiny(50), name="unmistakable")
+    entry = Entry(work, work.load(), replace(parse("adamw"), optimizer=optimizer, schedule=schedule), 0)
+    next(iter(Live(entry).steps()))
+    ((model,), no_more), (horizon, none) = seen
+    assert isinstance(model, torch.nn.Module)
+    assert horizon == (parse("adamw").settings["lr"], 50)
+    assert no_more == none == {}
+    assert not [s for s in strings(model) if "unmistakable" in s]

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -47,7 +47,7 @@ class Options:
     """Workloads: names, or FILE.py:NAME."""
     seeds: int = 3
     """Number of paired seeds, decided before looking."""
-    by: Literal["seconds", "steps", "examples", "flops"] = "seconds"
+    by: Literal["seconds", "unit_seconds", "steps", "examples", "flops"] = "seconds"
     """The cost that the speed-up is about."""
     until: Literal["budget", "target"] = "budget"
     """target: a run ends where it has reached its hard target, with the same score."""
@@ -225,7 +225,7 @@ def report(
     if o.json:
         print_json({**to_json(race, o.report), "racing": racing or None})
     else:
-        print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning)
+        print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning, costs=race.beside)
     write_page(html.write, o.report, race)
     return 1 if failed else 0
 
@@ -241,6 +241,7 @@ def to_json(race: Race, path: Path) -> dict[str, Any]:
             for w in race.workloads
         ],
         "scale": race.scale.to_json() if race.scale else None,
+        "costs": {axis: [asdict(s) for s in found] for axis, found in race.beside.items()},
         "tuning": race.tuning.to_json() if race.tuning else None,
         "environment": dict(race.environment),
         "notes": list(race.notes),

@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
     if o.json:
         print_json(to_json(race, o.report))
     else:
-        print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning)
+        print_race(race.score, race.summary, notes=race.notes, tuning=race.tuning, costs=race.beside)
     for path in (o.svg, o.png):
         if path is not None:
             for file in export(race, path, o.by):

@@ -19,6 +19,7 @@ from velodrome.bench.targets import Watched
 from velodrome.bench.unit_seconds import COLUMNS as UNIT_COLUMNS
 from velodrome.bench.unit_seconds import unit_seconds
 from velodrome.records.read import Record, columns
+from velodrome.reports.beside import beside
 from velodrome.reports.company import company
 from velodrome.reports.race import Curve, Race, Split, Task
 from velodrome.reports.scale import notes as of_scale
@@ -84,6 +85,7 @@ def race(
         standing=more,
         scale=climbed,
         tuning=tuning(every, recipes, reference, axis),
+        beside=beside(trials, reference),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from velodrome.bench.scale import Ladder
 from velodrome.bench.score import Row, Score, Trial
+from velodrome.reports.beside import Beside
 from velodrome.reports.standing import Standing
 from velodrome.reports.tuned import Tuning
 
@@ -82,3 +83,4 @@ class Race:
     standing: Standing | None = None
     scale: Ladder | None = None
     tuning: Tuning | None = None
+    beside: Beside = field(default_factory=dict)

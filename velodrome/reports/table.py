@@ -8,6 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from velodrome.bench.score import Row, Score, Speedup
+from velodrome.reports.beside import SAID, Beside
+from velodrome.reports.beside import rows as rows_beside
 from velodrome.reports.console import Terminal
 from velodrome.reports.tuned import Tuning, rows_of, said
 from velodrome.reports.words import MISSING, SHORT, answer, labels, median, times
@@ -48,27 +50,34 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
 
 
 def print_race(
-    score: Score, summary: Sequence[Row], console: Console | None = None, notes: Sequence[str] = (), tuning: Tuning | None = None
+    score: Score,
+    summary: Sequence[Row],
+    console: Console | None = None,
+    notes: Sequence[str] = (),
+    tuning: Tuning | None = None,
+    costs: Beside | None = None,
 ) -> None:
     """The answer in one sentence, the table, what tuning cost, how to read it, and a line for every note, on `console` (default: stdout)."""
     console = console or Terminal()
     console.print(Text(answer(score), style="bold"))
     console.print()
     console.print(race_table(score, summary))
+    if costs and any(costs.values()):
+        console.print()
+        console.print(small(*rows_beside(costs)))
     if tuning is not None:
         console.print()
-        console.print(tuning_table(tuning))
-    for line in (legend(score), *([said(tuning)] if tuning else []), *notes):
+        console.print(small(*rows_of(tuning), right=(1, 2)))
+    for line in (legend(score), *([SAID] if costs and any(costs.values()) else []), *([said(tuning)] if tuning else []), *notes):
         console.print(Text(line, style="dim"))
 
 
-def tuning_table(tuning: Tuning) -> Table:
-    """One row per algorithm: its trials, how many of them reached the target, and the speed-up in both prices."""
-    head, rows = rows_of(tuning)
+def small(head: Sequence[str], body: Sequence[Sequence[str]], right: Sequence[int] = ()) -> Table:
+    """A plain table; the columns `right` are numbers."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for i, name in enumerate(head):
-        table.add_column(name, overflow="fold", justify="right" if i in (1, 2) else "left")
-    for row in rows:
+        table.add_column(name, overflow="fold", justify="right" if i in right else "left")
+    for row in body:
         table.add_row(*map(Text, row))
     return table
 
