@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from velodrome.bench.catalog import suite, workload
+from velodrome.bench.catalog import workload
 from velodrome.bench.racing import decision
 from velodrome.bench.score import Trial, speedups
+from velodrome.bench.suite import suite
 from velodrome.records.encoding import seal
 from velodrome.records.read import scan
 from velodrome.reports import collect

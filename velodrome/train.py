@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from velodrome.data.stream import Batch
-from velodrome.flops import counted
+from velodrome.flops import Updates, counted
 from velodrome.guard import Guard
 from velodrome.memory import Footprint, Peak, held
 from velodrome.schedules._common import horizon
@@ -36,7 +36,7 @@ class Counters(NamedTuple):
 
     `flops` counts the products of gradient and optimizer (`flops.py`); `tokens` is None for tasks without tokens; seconds are the clock's.
     `bytes` is the memory of a step (`memory.py`), known in full from the second step on. The rest is the loop's memory: for judging divergence,
-    for a closure, of what the first update cost, and the horizon of the learning rate's schedule.
+    for a closure, of what updates cost (`flops.Updates`), and the horizon of the learning rate's schedule.
     """
 
     t: int = -1
@@ -49,7 +49,7 @@ class Counters(NamedTuple):
     first_loss: float | None = None
     last_loss: float = 0.0
     high: int = 0
-    update_flops: int | None = None
+    update_flops: int | list[int | None] | None = None
     horizon: int | None = None
     bytes: int | None = None
 
@@ -150,7 +150,8 @@ def train(
     now = _synchronised(clock, optimizer)
     if after is None:
         optimizer.zero_grad()  # what an earlier loop left behind when its reader broke off
-    flops: dict[Any, int] = {} if counters.update_flops is None else {"update": counters.update_flops}
+    flops: dict[Any, int] = {}
+    cost = Updates(optimizer, counters.update_flops)
     seen = _footprint(counters, optimizer, model)
     gradients, updates = _Charges(), _Charges()
     source = iter(batches)
@@ -163,7 +164,7 @@ def train(
     while True:
         closure = _Closure(gradient, optimizer, batch, loss, flops) if closes and batch is not None else None
         tick = now()
-        update_flops = _update(optimizer, loss if told else None, flops, closure, seen) if pending else 0
+        update_flops = _update(optimizer, loss if told else None, cost, counters.t + 1, closure, seen) if pending else 0
         updated = now()
         optimizer_seconds = updates.charge("update", updated - tick) if pending else 0.0
         batch = next(source, None)
@@ -191,7 +192,7 @@ def train(
             first,
             loss,
             high,
-            flops.get("update"),
+            cost.state(),
             length,
             counters.bytes if seen is None else seen.bytes,
         )
@@ -270,29 +271,36 @@ def _gradient(gradient: Gradient, batch: Batch, flops: dict[Any, int], seen: Foo
 
 
 def _update(
-    optimizer: torch.optim.Optimizer, loss: float | None, flops: dict[Any, int], closure: "_Closure | None", seen: Footprint | None = None
+    optimizer: torch.optim.Optimizer,
+    loss: float | None,
+    cost: Updates,
+    number: int,
+    closure: "_Closure | None",
+    seen: Footprint | None = None,
 ) -> int:
-    """Step, clear the gradients, and return the FLOPs: counted on the run's first, or of the gradients that a closure added."""
-    if closure is None and "update" in flops:
-        step_once(optimizer, loss)
-    elif seen is None or seen.update:
-        _update_counted(optimizer, loss, flops, closure)
+    """The update of that `number`, clear the gradients, and return the FLOPs: counted or known, or of the gradients that a closure added."""
+    if seen is None or seen.update:
+        _update_counted(optimizer, loss, cost, number, closure)
     else:
         gradients = held(p.grad for p in seen.params)
         with Peak() as peak:
-            _update_counted(optimizer, loss, flops, closure)
+            _update_counted(optimizer, loss, cost, number, closure)
         seen.update_seen(peak, gradients)
-    optimizer_flops = flops["update"] if closure is None else closure.flops
+    optimizer_flops = cost.known[cost.place(number)] if closure is None else closure.flops
+    assert optimizer_flops is not None
     optimizer.zero_grad()
     return optimizer_flops
 
 
-def _update_counted(optimizer: torch.optim.Optimizer, loss: float | None, flops: dict[Any, int], closure: "_Closure | None") -> None:
-    """One update, with its FLOPs in the table, or in the closure."""
-    if closure is None:
-        _, flops["update"] = counted(step_once, optimizer, loss)
-    else:
+def _update_counted(optimizer: torch.optim.Optimizer, loss: float | None, cost: Updates, number: int, closure: "_Closure | None") -> None:
+    """One update, its FLOPs counted if they are not known."""
+    place = cost.place(number)
+    if closure is not None:
         optimizer.step(closure)
+    elif cost.known[place] is None:
+        _, cost.known[place] = counted(step_once, optimizer, loss)
+    else:
+        step_once(optimizer, loss)
 
 
 def _footprint(counters: Counters, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Footprint | None:

@@ -93,6 +93,12 @@ def test_without_a_unit_time_there_are_no_unit_seconds(result):
     assert unit_seconds(result, ROWS) == []
 
 
+def test_a_gradient_without_flops_costs_the_idle_machines_seconds_for_one():
+    """Matrix completion: lookups and elementwise products."""
+    result = {"update_flops": 0, "unit_time": {"seconds_per_flop": None, "flops": 0, "seconds": 0.2}}
+    assert unit_seconds(result, {**ROWS, "flops": [0, 0, 0]}) == pytest.approx(0.2 * np.array([1, 11, 21]) * 1.3)
+
+
 def test_a_unit_time_is_measured_once_and_draws_from_nobodys_generators(tmp_path):
     one, other = entry("lion"), entry("sgd", seed=4)
     torch.manual_seed(3)

@@ -42,7 +42,7 @@ from velodrome.scaling.trials.rank_rule import RankRule
 from velodrome.schedules.cosine import cosine
 from velodrome.schedules.wsd import wsd
 
-CLOCKS = {"seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
+CLOCKS = {"bytes", "seconds", "evaluation_seconds", "data_seconds", "gradient_seconds", "optimizer_seconds"}
 
 
 def classes() -> Data:

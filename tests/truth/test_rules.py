@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from tests import tiny
-from velodrome.bench.catalog import suite, workload
+from velodrome.bench.catalog import workload
 from velodrome.bench.protocol import Entry, Live, Setting, drive
 from velodrome.bench.rules import external, self_tuning
 from velodrome.bench.rules.studies import fastest, paid
 from velodrome.bench.score import Trial
+from velodrome.bench.suite import suite
 from velodrome.commands._rules import asked
 from velodrome.recipes.parse import parse
 from velodrome.records.read import read, scan

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tests.tiny import load, network, tiny
-from velodrome.bench.catalog import expanded, suite, workload
+from velodrome.bench.catalog import expanded, workload
 from velodrome.bench.protocol import seed_everything
 from velodrome.bench.robustness import scale_of
+from velodrome.bench.suite import suite
 from velodrome.bench.workload import Data, Variant, Workload
 from velodrome.data.folder import find
 from velodrome.discover import workload_names

@@ -1,13 +1,16 @@
 """The loop: what the clock counts, what the guard sees, what divergence and resuming do."""
 
 import copy
+import itertools
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from velodrome.bench.unit_seconds import spent_on_updates
 from velodrome.data.stream import Batch
 from velodrome.gradients.backward import backward as compiled_backward
 from velodrome.guard import digest_on_device
@@ -15,6 +18,8 @@ from velodrome.losses.squared_error import squared_error
 from velodrome.optim.adam import adamw
 from velodrome.optim.muon import muon
 from velodrome.optim.sgd import sgd
+from velodrome.optim.shampoo import shampoo
+from velodrome.optim.soap import soap
 from velodrome.train import set_lr, train
 
 
@@ -242,6 +247,49 @@ def test_the_flops_of_the_optimizer_are_counted():
     steps = list(train(lambda b: model(torch.ones(2, 8)).sum().backward() or torch.zeros(()), muon(model), batches(3), model=model))
     newton_schulz = 5 * (2 * 8 * 8 * 16 + 2 * 8 * 8 * 8 + 2 * 8 * 8 * 16)
     assert steps[1].flops - 2 * steps[0].flops == newton_schulz
+
+
+@pytest.mark.parametrize("make", [soap, shampoo])
+@pytest.mark.parametrize("after", [None, 5])
+def test_an_optimizer_that_works_hard_every_third_step_is_charged_for_what_each_of_its_updates_really_did(make, after):
+    """Truth: every update of a twin counted by itself; also when a run goes on from the middle of a cycle."""
+    from velodrome.flops import counted
+
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False), nn.Linear(8, 1, bias=False))
+        return model, make(model, lr=1e-3, precondition_frequency=3)
+
+    def gradient(model):
+        return lambda b: model(torch.ones(2, 8)).pow(2).sum().backward() or torch.zeros(())
+
+    (twin, its), truth = fresh(), []
+    for _ in range(12):
+        gradient(twin)(None)
+        truth.append(counted(its.step)[1])
+        its.zero_grad()
+    model, optimizer = fresh()
+    steps = list(train(gradient(model), optimizer, batches(13 if after is None else after), model=model))
+    if after is not None:
+        model(torch.ones(2, 8)).pow(2).sum().backward()
+        steps += train(gradient(model), optimizer, batches(13 - after), model=model, after=steps[-1].state())
+    spent = [b.flops - a.flops - steps[0].flops for a, b in itertools.pairwise(steps)]
+    assert spent == truth
+    assert len(set(truth)) > 1
+    assert spent_on_updates(steps[-1].counters.update_flops, np.array([0, 1, 5, 12])).tolist() == [0, truth[0], sum(truth[:5]), sum(truth)]
+
+
+def test_factorizations_cost_what_the_textbook_says():
+    from velodrome.flops import counted
+
+    a = torch.randn(3, 6, 6)
+    positive = a @ a.mT + torch.eye(6)
+    assert counted(torch.linalg.eigh, positive)[1] == 3 * 9 * 6**3
+    assert counted(torch.linalg.qr, a)[1] == 3 * 8 * 6**3 // 3
+    assert counted(torch.linalg.cholesky, positive)[1] == 3 * 6**3 // 3
+    assert counted(torch.linalg.inv, positive)[1] == 3 * 2 * 6**3
+    assert counted(torch.linalg.solve, positive, a)[1] == 3 * (2 * 6**3 // 3 + 2 * 6 * 6 * 6)
+    assert counted(torch.linalg.svd, a)[1] == 3 * 26 * 6**3
 
 
 def test_groups_keep_their_ratio_to_the_first():

@@ -6,7 +6,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 
 from velodrome.bench.rehearsal import Rehearsed
-from velodrome.bench.suite import Suite
+from velodrome.bench.suite import parts
 from velodrome.bench.workload import Workload
 from velodrome.discover import suite_names, workload_names
 from velodrome.recipes.load import cause, file_of, load_module, module_digest, nearest
@@ -43,21 +43,13 @@ def workload(text: str) -> Workload:
     return made
 
 
-def suite(name: str) -> Suite:
-    """The suite of that name."""
-    made = getattr(importlib.import_module(f"velodrome.bench.suites.{name}"), name)()
-    assert isinstance(made, Suite)
-    return made
-
-
 def expanded(texts: Sequence[str]) -> list[str]:
     """Names of suites replaced by those of their workloads; NAME+all by a workload or suite with all its variants, of its own scale."""
-    suites, found = suite_names(), list[str]()
-    for text in texts:
-        name, every = (text.removesuffix("+all"), text.endswith("+all")) if ":" not in text else (text, False)
-        bases = suite(name).workloads if name in suites else (name,)
-        for base in bases:
-            found += [base, *(f"{base}+{key}" for key, v in workload(base).variants.items() if v.scale == 1)] if every else [base]
+    found = list[str]()
+    for text in parts(texts):
+        every = ":" not in text and text.endswith("+all")
+        base = text.removesuffix("+all") if every else text
+        found += [base, *(f"{base}+{key}" for key, v in workload(base).variants.items() if v.scale == 1)] if every else [base]
     return found
 
 

@@ -16,7 +16,7 @@ from velodrome.optim.sgd import sgd
 
 Parametrisation = Literal["mup", "standard"]
 Algorithm = Literal["sgd", "adamw", "muon"]
-RATES: dict[str, float] = {"sgd": 0.1, "adamw": 1.2e-2, "muon": 2.4e-2}  # at the base width; the recipes' of AdamW and, before it was calibrated again, Muon
+RATES: dict[str, float] = {"sgd": 0.1, "adamw": 1.2e-2, "muon": 2.4e-2}  # at the base width
 
 
 def network(task: Workload, width: int) -> nn.Module:

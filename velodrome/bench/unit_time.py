@@ -41,7 +41,7 @@ def unit_time(entry: Entry, root: Path) -> dict[str, Any]:
         known = json.loads(place.read_text())
     except (OSError, ValueError):
         known = None
-    if isinstance(known, dict) and known.get("seconds_per_flop"):
+    if isinstance(known, dict) and known.get("seconds"):
         return known
     random_state, threads = capture(), torch.get_num_threads()
     try:

@@ -12,6 +12,7 @@ import tyro
 
 from velodrome.bench import fanout
 from velodrome.bench.deciding import to_json as to_json_of
+from velodrome.bench.suite import parts
 from velodrome.commands import _crew, _racing
 from velodrome.commands._rules import asked
 from velodrome.commands.options import command, parse, print_json, say, write_page
@@ -98,8 +99,9 @@ def main(arguments: list[str]) -> int:
     rules = asked(o.rules, o.trials, o.space, o.algorithms)
     algorithms = list(dict.fromkeys([collect.REFERENCE, *o.algorithms]))
     workloads = list(dict.fromkeys(o.on))
-    total = len(algorithms) * len(workloads) * o.seeds * rules.get("trials", 1)
-    workers = _crew.count(o, len(workloads) * o.seeds)
+    pairs = len(parts(workloads)) * o.seeds
+    total = len(algorithms) * pairs * rules.get("trials", 1)
+    workers = _crew.count(o, pairs)
     plan = {
         "root": str(o.out),
         "algorithms": algorithms,
@@ -218,7 +220,7 @@ def report(
     o = replace(o, out=_crew.fetched(o.out, states))
     for folder, s in failed.items():
         say(f"{folder} failed: {s.get('note')} (traceback in {o.out / folder / 'error.txt'})")
-    records = [read(o.out / f) for f in states if f not in failed]
+    records = [r for f in states if (r := read(o.out / f)).finished]  # a failed run has a result; one that the disk failed has none
     if not records:
         return 1
     race = collect.race(records, axis=o.by, command=typed, notes=notes)

@@ -43,18 +43,15 @@ class Member:
         c, extra = counters, {name: x for name, x in state.items() if name in self.entry.workload.accuracies}
         return {
             "state": "diverged" if verdict else "finished" if rank is None else "dropped",
-            "diverged": verdict,
-            "steps": c.t,
-            "examples": c.examples,
-            "tokens": c.tokens,
-            "flops": c.flops,
-            "seconds": c.seconds,
-            "evaluation_seconds": evaluation_seconds,
+            **{"diverged": verdict, "stopped": None, "steps": c.t, "examples": c.examples, "tokens": c.tokens, "flops": c.flops},
+            **{"update_flops": c.update_flops, "bytes": None},  # one member's memory cannot be told apart
+            **{"seconds": c.seconds, "evaluation_seconds": evaluation_seconds},
             "valid": state["valid"],
             "best": state["best"],
             **extra,
             "inexact": self.run.inexact,
             "parameters": self.parameters,
+            "notes": [],
             **({} if rank is None else {"rank": rank}),
         }
 
@@ -152,4 +149,6 @@ class Live:
             if seed in self.streams:
                 self.streams[seed].load_state_dict(state)
         self.counters, self.evaluation_seconds = Counters(**tree["counters"]), tree["evaluation_seconds"]
-        self.lone.update_flops = self.counters.update_flops
+        known = self.counters.update_flops
+        assert not isinstance(known, list)
+        self.lone.update_flops = known

@@ -53,7 +53,7 @@ class Lone:
         return self.flops[key]
 
     def first_update(self) -> int:
-        """FLOPs of the first update, after `gradient_flops`."""
+        """FLOPs of the first update, after `gradient_flops`; a population counts no cycle (`flops.Updates`)."""
         if self.update_flops is None:
             _, self.update_flops = counted(step_once, self.optimizer, 1.0)  # whatever the loss
         return self.update_flops

@@ -107,7 +107,7 @@ class _Training:
             raise ValueError("the streams of a population's seeds must yield batches of one shape at each step: train its seeds apart.")
         c = self.live.counters
         tokens = c.tokens if one.tokens is None else (c.tokens or 0) + one.tokens
-        flops = c.flops + self.live.lone.gradient_flops(one) + (c.update_flops or 0)
+        flops = c.flops + self.live.lone.gradient_flops(one) + (self.live.lone.update_flops or 0)
         self.live.counters = c._replace(t=c.t + 1, examples=c.examples + one.examples, tokens=tokens, flops=flops)
         return batches
 

@@ -298,16 +298,18 @@ def trial(r: Record, c: Curve) -> Trial:
 
 
 def charged(trials: Sequence[Trial], records: Sequence[Record]) -> list[Trial]:
-    """The same, where a failed run costs at least what the dearest run of its workload and seed did: it may have spent nothing before it failed, and a
-    miss without a cost would count for nothing."""
-    dearest: dict[tuple[str, int], dict[str, float]] = {}
-    for t in trials:
-        own = dearest.setdefault((t.workload, t.seed), {})
-        own.update({axis: max(own.get(axis, 0.0), c) for axis, c in t.cost.items()})
-    return [
-        t if t.reached or failed(r.result) is None else replace(t, cost={**dearest[t.workload, t.seed], **{"steps": t.cost["steps"]}})
-        for t, r in zip(trials, records, strict=True)
-    ]
+    """The same, where a failed run costs at least the whole budget at the reference's price of a step on that workload and seed: it may have spent
+    nothing before it failed, and a miss without a cost would count for nothing. Nobody else's runs matter."""
+    reference = {(t.workload, t.seed): t for t in trials if t.algorithm == REFERENCE and t.cost.get("steps")}
+
+    def whole(t: Trial) -> dict[str, float]:
+        other = reference.get((t.workload, t.seed))
+        if other is None:
+            return dict(t.cost)
+        budget = t.cost["steps"] / other.cost["steps"]
+        return {axis: max(c, budget * other.cost.get(axis, 0.0)) for axis, c in t.cost.items()}
+
+    return [t if t.reached or failed(r.result) is None else replace(t, cost=whole(t)) for t, r in zip(trials, records, strict=True)]
 
 
 def broken(records: Iterable[Record]) -> list[str]:

@@ -125,6 +125,9 @@ class Progress:
         if state.get("state", "running") not in STYLES:
             raise ValueError(f"unknown state {state['state']!r}: write one of {', '.join(STYLES)}.")
         before = self._runs.get(run_id, _Run())
+        self.total_runs = max(
+            self.total_runs, len(self._runs | {run_id: before})
+        )  # variants and runs that set targets were not counted beforehand
         run = replace(before, **state)
         now = self._clock()
         if run.state == "running" and before.state != "running":
