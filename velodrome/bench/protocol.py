@@ -136,14 +136,16 @@ def drive(
     guest: Guest | None = None,
     died: Failure | None = None,
     measured: dict[str, Any] | None = None,
+    hopeless: Callable[[Step], bool] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Train one run to its end, or from its last checkpoint on; yields its state at every evaluation, with the clock stopped.
 
     Several of these may be advanced in turn in one process: each keeps its own random generators. `seen` is shown every step that is not
     the last, with a function that returns what a checkpoint of it holds. `watching` is the budget of `probes.watch`, whose full set of numbers goes into
     watch.jsonl of the run's folder; the run is the same with and without. `guest` is what it is in a process of a race, `died` how it ended an earlier
-    one, `measured` what else goes into its result. Raises Busy if another process trains the run, Interrupted (after saving) once `stop()` is true, and
-    what the algorithm raises: then the run has failed, which is a result as well (`failure.py`).
+    one, `measured` what else goes into its result; `hopeless` says at an evaluation that missed whether the run ends there. Raises
+    Busy if another process trains the run, Interrupted (after saving) once `stop()` is true, and what the algorithm raises:
+    then the run has failed, which is a result as well (`failure.py`).
     """
     folder = root / entry.folder
     with Run.open(folder, entry.identity, environment) as run:
@@ -157,7 +159,7 @@ def drive(
         training: _Training | None = None
         settings = Settings()
         try:
-            training = _Training(entry, run, stop, seen, watching, guest, measured or {}, settings)
+            training = _Training(entry, run, stop, seen, watching, guest, measured or {}, settings, hopeless)
             yield from training.go()
         except (Interrupted, GeneratorExit, DiskError):
             raise
@@ -257,9 +259,12 @@ class _Training:
         guest: Guest | None,
         measured: dict[str, Any],
         settings: Settings,
+        hopeless: Callable[[Step], bool] | None,
     ):
         self.entry, self.run, self.stop, self.seen, self.watching = entry, run, stop, seen, watching
         self.guest, self.measured = guest, measured
+        self.hopeless = hopeless or (lambda step: False)
+        self.stopped: str | None = None
         self.settings, self.notes = settings, list[str]()
         self.workload, self.live = entry.workload, Live(entry)
         self._put_back()
@@ -297,7 +302,8 @@ class _Training:
             end = step.t == self.entry.end or step.diverged is not None
             if step.t % w.every == 0 or end:
                 state = self._evaluate(step)
-                end = end or self._there()
+                self.stopped = "target" if self._there() else None if end else "hopeless" if self.hopeless(step) else None
+                end = end or self.stopped is not None
                 if end:
                     self._finish(step, state)
                 random_state = capture()
@@ -372,7 +378,7 @@ class _Training:
             {
                 "state": state["state"],
                 "diverged": step.diverged,
-                "stopped": "target" if self._there() else None,
+                "stopped": self.stopped,
                 **self.spent(step),
                 "valid": state["valid"],
                 "best": self.best,

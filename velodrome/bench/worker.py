@@ -25,6 +25,7 @@ from velodrome.bench.crews.place import place
 from velodrome.bench.device import check_device
 from velodrome.bench.failure import Failure, failure
 from velodrome.bench.guest import Guest, Host
+from velodrome.bench.hopeless import Studies
 from velodrome.bench.kin import adopt, die_with_parent
 from velodrome.bench.protocol import Entry, Interrupted, Setting, drive
 from velodrome.bench.settling import settled, unraced
@@ -47,6 +48,7 @@ class Worker:
         self.session = environment(threads=plan["threads"], device=plan["setting"].get("device", "cpu"))
         self.turn = int(os.environ[TURN]) if TURN in os.environ else None
         self.host: Host | None = None
+        self.studies: Studies | None = None
         self.spoilt = False  # by a run: the others go on in another process
         self.session["crew"] = plan.get("crew")  # who else computed on this machine (`bench/crews/cores.py`)
 
@@ -84,6 +86,7 @@ class Worker:
     def train(self, share: list[list[Entry]], everything: list[list[Entry]]) -> None:
         """What has ended an earlier process, this worker's share, then whatever is left."""
         self.host = Host(self.plan)
+        self.studies = Studies((entry for group in everything for entry in group), self.place.root)
         died = [entry for group in everything for entry in group if entry.folder in self.plan.get("died", {})]
         for group in [[entry] for entry in died] + share:
             self.together(group)
@@ -115,7 +118,9 @@ class Worker:
         """The run's states, each with what a reader of the line must know about it."""
         w, died = entry.workload, self.plan.get("died", {}).get(entry.folder)
         about = {"workload": w.name, "algorithm": entry.recipe.name, "seed": entry.seed, "steps": w.steps, "target": w.target}
-        run = partial(drive, entry, self.place.root, self.session, self.stop, guest=guest, died=died and Failure(*died), measured=turns)
+        hopeless = partial(self.studies.hopeless, entry) if self.studies else None
+        bad = died and Failure(*died)
+        run = partial(drive, entry, self.place.root, self.session, self.stop, guest=guest, died=bad, measured=turns, hopeless=hopeless)
         for state in self.place.kept(entry.folder, run):
             yield {**about, **state}
 

@@ -291,8 +291,9 @@ def calibrated(r: Record) -> list[float]:
 
 
 def trial(r: Record, c: Curve) -> Trial:
-    """The hit of one run on its workload's last target, or its budget."""
-    hit = time_to_target(c.costs, c.valid, r.recipe["targets"][-1], {"steps": r.recipe["steps"]})
+    """The hit of one run on its workload's last target, or its budget, or what it had spent when it was ended as hopeless."""
+    ended = (r.result or {}).get("stopped") == "hopeless"
+    hit = time_to_target(c.costs, c.valid, r.recipe["targets"][-1], {"steps": c.steps[-1] if ended else r.recipe["steps"]})
     final = c.valid[-1] if np.isfinite(c.valid[-1]) else None
     return Trial(c.workload, named(r), c.seed, hit.reached, hit.cost, final, hit.at_start, r.recipe.get("trial"))
 
