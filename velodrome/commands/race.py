@@ -244,6 +244,7 @@ def to_json(race: Race, path: Path) -> dict[str, Any]:
         ],
         "scale": race.scale.to_json() if race.scale else None,
         "costs": {axis: [asdict(s) for s in found] for axis, found in race.beside.items()},
+        "resources": [r.to_json() for r in race.resources],
         "tuning": race.tuning.to_json() if race.tuning else None,
         "environment": dict(race.environment),
         "notes": list(race.notes),

@@ -22,6 +22,7 @@ from velodrome.records.read import Record, columns
 from velodrome.reports.beside import beside
 from velodrome.reports.company import company
 from velodrome.reports.race import Curve, Race, Split, Task
+from velodrome.reports.resources import resources
 from velodrome.reports.scale import notes as of_scale
 from velodrome.reports.standing import Standing, standing
 from velodrome.reports.tuned import tuning
@@ -65,6 +66,7 @@ def race(
         workloads=list({r.recipe["workload"]: task(r) for r in chosen}.values()),
         curves=[c for c, t in zip(curves, every, strict=True) if id(t) in counted],
         splits=splits(chosen),
+        resources=resources((named(r), r) for r in chosen),
         trials=trials,
         score=score,
         summary=summary(trials),

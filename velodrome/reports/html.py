@@ -19,7 +19,7 @@ from typing import Any
 from velodrome.bench.score import Row, Speedup
 from velodrome.data.folder import cache as cache_folder
 from velodrome.records.disk import replace
-from velodrome.reports import beside, charts, scale, standing_page, tuned
+from velodrome.reports import beside, charts, resources, scale, standing_page, tuned
 from velodrome.reports.cards import figure
 from velodrome.reports.race import AXES, Race
 from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
@@ -110,6 +110,7 @@ def _body(race: Race) -> str:
             tuned.section(race.tuning) if race.tuning else "",
             standing_page.sections(race.standing) if race.standing else "",
             f'<h2>Where the time went</h2><div class="grid">{splits}</div>' if splits else "",
+            resources.section(race.resources),
             _reading(race),
             _repeat(race),
         ]

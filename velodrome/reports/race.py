@@ -7,6 +7,7 @@ from typing import Any
 from velodrome.bench.scale import Ladder
 from velodrome.bench.score import Row, Score, Trial
 from velodrome.reports.beside import Beside
+from velodrome.reports.resources import Resources
 from velodrome.reports.standing import Standing
 from velodrome.reports.tuned import Tuning
 
@@ -84,3 +85,4 @@ class Race:
     scale: Ladder | None = None
     tuning: Tuning | None = None
     beside: Beside = field(default_factory=dict)
+    resources: Sequence[Resources] = ()
