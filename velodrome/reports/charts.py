@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from velodrome.reports.race import AXES, Curve, Race, Task
-from velodrome.reports.words import MISSING, digits, ratio, times
+from velodrome.reports.words import MISSING, digits, ratio, times, unit
 
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 NIGHT = {"#0072B2": "#3F97DB"}  # the palette's blue has a contrast of 3.2 on a dark page, this one of 5
@@ -117,7 +117,7 @@ def intervals(race: Race) -> Any:
     ticks = ratio_ticks(low, high)
     axis = alt.Axis(values=ticks, format="~g", labelExpr="format(datum.value, '~g') + '×'", labelOverlap=True)
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    x = alt.X("speedup:Q", title=f"speed-up over {race.score.reference} ({race.score.axis} to target)", scale=scale, axis=axis)
+    x = alt.X("speedup:Q", title=f"speed-up over {race.score.reference} ({unit(race.score.axis)} to target)", scale=scale, axis=axis)
     y = alt.Y(
         "workload:N",
         sort=order,

@@ -22,7 +22,7 @@ from velodrome.records.disk import replace
 from velodrome.reports import beside, charts, resources, scale, standing_page, tuned
 from velodrome.reports.cards import figure
 from velodrome.reports.race import AXES, Race
-from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times
+from velodrome.reports.words import MISSING, SHORT, answer, digits, joined, median, times, unit
 
 HEADINGS = ("", "speed-up", "verdict", "P(faster)", "hits", "steps", "examples", "FLOP", "time", "final metric")
 
@@ -202,7 +202,7 @@ def _reading(race: Race) -> str:
     return f"""<h2>How to read this</h2>
 <p>Every algorithm starts from the same initial weights and sees the same data in the same order for each seed, so runs are compared in pairs.
 The cost to the target is read off the best validation value so far, interpolated between the two evaluations around the crossing; evaluation itself is
-not on the clock. The speed-up is the cost of {escape(score.reference)} divided by the cost of the algorithm in {escape(score.axis)}, averaged
+not on the clock. The speed-up is the cost of {escape(score.reference)} divided by the cost of the algorithm in {escape(unit(score.axis))}, averaged
 geometrically over pairs and then over workloads.</p>
 <p>The interval is a {score.level:.0%} hierarchical bootstrap with {score.resamples:,} draws: {like}, and every draw is widened for the
 uncertainty of a spread estimated from few pairs, which makes it Student's t for normal noise. It is a statement about {scope}. An interval that contains 1

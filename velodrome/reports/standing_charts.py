@@ -7,6 +7,7 @@ from velodrome.bench.best_of_k import Best
 from velodrome.bench.profile import Step
 from velodrome.reports.charts import PALETTE, REFERENCE, altair
 from velodrome.reports.race import AXES
+from velodrome.reports.words import unit
 
 WIDEST = 16.0  # a profile is drawn up to this multiple: beyond it everything is "much slower"
 
@@ -24,7 +25,7 @@ def profiles(steps: Sequence[Step], reference: str, over: str, axis: str) -> Any
     ticks = [t for t in (0.125, 0.25, 0.5, 0.7, 1, 1.4, 2, 3, 4, 6, 8, 12, 16) if low <= t <= high]
     x = alt.X(
         "tau:Q",
-        title=f"multiple of the {axis} of {over}",
+        title=f"multiple of the {unit(axis)} of {over}",
         scale=alt.Scale(type="log", domain=[low, high], nice=False),
         axis=alt.Axis(values=ticks, labelExpr="format(datum.value, '~g') + '×'", labelOverlap=True),
     )
@@ -41,7 +42,7 @@ def best_of(curves: Mapping[str, Sequence[Best]], reference: str, axis: str) -> 
     alt = altair()
     rows = [{"algorithm": a, "k": b.k, "cost": b.cost, "low": b.low, "high": b.high, "hit": b.hit} for a, c in curves.items() for b in c]
     x = alt.X("k:Q", title="trials", scale=alt.Scale(nice=False), axis=alt.Axis(tickMinStep=1, format="d"))
-    title = f"expected {AXES.get(axis, axis).lower()} of the best"
+    title = f"expected {AXES.get(axis, unit(axis)).lower()} of the best"
     y = alt.Y("cost:Q", title=title, scale=alt.Scale(zero=False), axis=alt.Axis(format="~s", tickCount=5))
     color = colors(list(curves), reference)
     base = alt.Chart(alt.NamedData(name="best"))

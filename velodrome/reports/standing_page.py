@@ -9,6 +9,7 @@ from velodrome.reports import standing_charts as charts
 from velodrome.reports.cards import figure, table
 from velodrome.reports.standing import Standing
 from velodrome.reports.standing_words import duel_rows, level_rows, reached_rows, robust_rows
+from velodrome.reports.words import unit
 
 CURVES = 8  # charts of the best of k
 
@@ -37,7 +38,7 @@ def sections(s: Standing) -> str:
     parts += [
         "<h2>Hits and misses</h2>",
         table(*reached_rows(s)),
-        f'<p class="soft">Restricted mean: the {axis} spent until the target within the horizon, as far as all algorithms of the workload are known; '
+        f'<p class="soft">Restricted mean: the {unit(axis)} spent until the target within the horizon, as far as all algorithms of the workload are known; '
         "a miss counts as the horizon (Kaplan and Meier). Hit rates with 95 % intervals (Wilson).</p>",
     ]
     if s.duels:

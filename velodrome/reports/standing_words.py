@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from velodrome.bench.pairwise import Duel
 from velodrome.bench.score import Speedup
 from velodrome.reports.standing import Standing
-from velodrome.reports.words import MISSING, SHORT, cost, digits, ratio, times
+from velodrome.reports.words import MISSING, SHORT, cost, digits, ratio, times, unit
 
 Rows = tuple[Sequence[str], Sequence[Sequence[str]]]
 
@@ -16,7 +16,7 @@ def speedup_rows(s: Standing) -> Rows:
     rows = [[x.algorithm, times(x), verdict(x, s.paired), f"{x.hits}/{x.trials}", optional(s.restricted.get(x.algorithm))] for x in ranked]
     first = ranked[0] if ranked else None
     hits = f"{first.reference_hits}/{first.reference_trials}" if first else ""
-    return ("algorithm", f"speed-up ({s.score.axis})", "verdict", "hits", "restricted"), [
+    return ("algorithm", f"speed-up ({unit(s.score.axis)})", "verdict", "hits", "restricted"), [
         [s.score.reference, "1", "reference", hits, "1"],
         *rows,
     ]
@@ -83,7 +83,7 @@ def best_rows(s: Standing, counts: Sequence[int] = (1, 2, 5, 10, 20)) -> Rows:
         for b in curve
         if b.k in counts
     ]
-    return ("workload", "algorithm", "k", f"expected {s.score.axis} of the best", "hit", "paid"), rows
+    return ("workload", "algorithm", "k", f"expected {unit(s.score.axis)} of the best", "hit", "paid"), rows
 
 
 def versus(d: Duel) -> str:

@@ -12,7 +12,7 @@ from velodrome.reports.beside import SAID, Beside
 from velodrome.reports.beside import rows as rows_beside
 from velodrome.reports.console import Terminal
 from velodrome.reports.tuned import Tuning, rows_of, said
-from velodrome.reports.words import MISSING, SHORT, answer, labels, median, times
+from velodrome.reports.words import MISSING, SHORT, answer, labels, median, times, unit
 
 STYLES = {"faster": "bold green", "slower": "red"}
 
@@ -29,7 +29,7 @@ def race_table(score: Score, summary: Sequence[Row]) -> Table:
     table.add_column("hits", justify="right", no_wrap=True)
     for name in ("steps", "examples", "FLOP", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column(f"speed-up ({score.axis})", overflow="fold", min_width=13)
+    table.add_column(f"speed-up ({unit(score.axis)})", overflow="fold", min_width=13)
     table.add_column("verdict", overflow="fold", min_width=9)
     for workload, rows in groupby(sorted(summary, key=lambda r: r.workload), key=lambda r: r.workload):
         table.add_row(Text(workload, style="bold"))
@@ -86,7 +86,7 @@ def legend(score: Score) -> str:
     """What the numbers of the table mean, in two sentences."""
     scope = score.overall[0].scope if score.overall else "these workloads"
     return (
-        f"Medians over seeds of the cost to the target. Speed-up: {score.reference} / algorithm in {score.axis}, geometric mean over paired seeds "
+        f"Medians over seeds of the cost to the target. Speed-up: {score.reference} / algorithm in {unit(score.axis)}, geometric mean over paired seeds "
         f"and workloads, {score.level:.0%} interval for {scope}. ≥ and ≤: some run missed its target within the budget."
     )
 

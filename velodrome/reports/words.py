@@ -56,6 +56,11 @@ def cost(axis: str, x: float | None) -> str:
     return quantity(x, "FLOP" if axis == "flops" else "")
 
 
+def unit(axis: str) -> str:
+    """The name of a cost as it is read: unit_seconds -> "unit seconds"."""
+    return axis.replace("_", " ")
+
+
 def median(axis: str, r: Range | None) -> str:
     """The median of a cost to target, with "≥" where it rests on a run that missed; "—" where it is unknown."""
     return MISSING if r is None else ("≥ " if r.median_is_bound else "") + cost(axis, r.median)
