@@ -14,7 +14,7 @@ import torch
 from tests import guests, tiny
 from tests.truth.test_protocol import entry, finish, timeless
 from velodrome.bench import fanout
-from velodrome.bench.supervisor import Supervisor, note_turn
+from velodrome.bench.supervisor import RENEW, Supervisor, note_turn
 from velodrome.records.read import read
 
 pytestmark = pytest.mark.timeout(900)  # six processes are begun one after the other
@@ -131,6 +131,8 @@ def test_a_race_with_a_guest_that_fails_ends_with_a_table_and_exit_code_1(raced,
     ("code", "memory", "lasted", "verdict"),
     [
         (3, False, 1.0, "exit"),
+        (0, False, 1.0, "exit"),
+        (RENEW, False, 1.0, "exit"),
         (1, False, 9.0, "over time"),
         (-11, False, 1.0, "crash"),
         (-9, True, 1.0, "memory"),
@@ -148,4 +150,19 @@ def test_a_death_is_blamed_on_the_run_that_was_on_if_it_can_be(code, memory, las
     assert keeper.died["a-run"][0] == verdict or "crash", "the second time, whoever sent it"
     note_turn(keeper.turn.fileno())
     assert not keeper._explained(code, memory), "nobody was on: a mistake of ours"
+    keeper.turn.close()
+
+
+@pytest.mark.parametrize("code", [0, RENEW])
+def test_a_guest_that_leaves_with_the_exit_code_of_a_worker_that_is_done_is_recorded_too(code, monkeypatch):
+    keeper, codes = Supervisor({}), [code, RENEW, 0]
+
+    def once(self):
+        note_turn(self.turn.fileno(), "a-run" if len(codes) == 3 else "", 5.0)
+        return codes.pop(0)
+
+    monkeypatch.setattr(Supervisor, "_once", once)
+    assert keeper.work() == 0
+    assert not codes, "it goes on after the guest, and after a worker that asked for it"
+    assert keeper.died == {"a-run": ["exit", f"Left the process with exit code {code}."]}
     keeper.turn.close()

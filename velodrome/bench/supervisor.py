@@ -50,9 +50,9 @@ class Supervisor:
         for _ in range(RESTARTS):
             before = killed_for_memory()
             code = self._once()
-            if code == RENEW and not self.asked:
-                continue
-            if code == 0 or self.asked or not self._explained(code, killed_for_memory() > before):
+            if self.asked or not self._explained(code, killed_for_memory() > before):
+                if code == RENEW and not self.asked:
+                    continue
                 return code
         raise AssertionError("a worker was replaced too often")
 
@@ -90,7 +90,8 @@ class Supervisor:
         return code
 
     def _explained(self, code: int, memory: bool) -> bool:
-        """Whether the death was the fault of the run that was on, or may have been: then the next worker knows."""
+        """Whether the death was the fault of the run that was on, or may have been: then the next worker knows. Whatever the exit code: a worker that
+        leaves by itself does so between turns."""
         folder, since, limit = json.loads(os.pread(self.turn.fileno(), WIDTH, 0))
         if not folder:
             return False
