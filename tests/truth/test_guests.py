@@ -15,7 +15,8 @@ from tests import guests, tiny
 from tests.truth.test_protocol import entry, finish, timeless
 from velodrome.bench import fanout
 from velodrome.bench.supervisor import RENEW, Supervisor, note_turn
-from velodrome.records.read import read
+from velodrome.records.read import read, scan
+from velodrome.reports import collect
 
 pytestmark = pytest.mark.timeout(900)  # six processes are begun one after the other
 WORKLOAD = f"{tiny.__file__}:tiny"
@@ -166,3 +167,15 @@ def test_a_guest_that_leaves_with_the_exit_code_of_a_worker_that_is_done_is_reco
     assert not codes, "it goes on after the guest, and after a worker that asked for it"
     assert keeper.died == {"a-run": ["exit", f"Left the process with exit code {code}."]}
     keeper.turn.close()
+
+
+@pytest.mark.parametrize("guest", ["Builds", "Crashes", "WritesSource"])
+def test_a_failed_run_is_a_miss_that_costs_the_budget_at_the_references_price_in_every_cost(guest, tmp_path):
+    finish(entry("adamw"), tmp_path)
+    with pytest.raises(BaseException):  # noqa: B017
+        finish(entry(name(guest)), tmp_path)
+    race = collect.race(scan(tmp_path), axis="flops")
+    ours, theirs = sorted(race.trials, key=lambda t: t.algorithm == "adamw")
+    assert not ours.reached
+    assert ours.cost.keys() == theirs.cost.keys() >= {"steps", "examples", "flops", "seconds"}
+    assert all(ours.cost[axis] >= theirs.cost[axis] * ours.cost["steps"] / theirs.cost["steps"] * (1 - 1e-9) for axis in theirs.cost)

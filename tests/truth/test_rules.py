@@ -109,6 +109,9 @@ def test_a_trial_that_has_spent_what_another_needed_is_ended_and_the_score_is_th
         assert min(row["valid"] for row in b.rows) > 1.0
     paid_one, paid_other = (sum(t.cost["steps"] for t in map(collect.trial, runs, map(collect.curve, runs))) for runs in (whole, short))
     assert paid_other < paid_one
+    assert ("tiny", "lion") in one.standing.best
+    cut = {("tiny", b.recipe["entrant"]) for b in ended}
+    assert other.standing.best.keys() == one.standing.best.keys() - cut, "when they would have come is not known"
 
 
 # --- rulesets ------------------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ FOLDER = "targets"  # of those runs, in the folder of a race's
 @dataclass(frozen=True)
 class Watched:
     """One run as it was evaluated: cumulative `costs` by axis, `values` of its metric (lower is better), `targets` from easy to hard, `budget` in steps.
-    `trial` is its number where several were run for one seed."""
+    `trial` is its number where several were run for one seed; `early` says why it ended before its target and its budget ("failed", "hopeless")."""
 
     workload: str
     algorithm: str
@@ -31,6 +31,7 @@ class Watched:
     values: Sequence[float]
     budget: float
     trial: int | None = None
+    early: str = ""
 
     def trials(self) -> dict[str, Trial]:
         """The hits by level, of the levels that the workload has."""

@@ -54,10 +54,11 @@ def race(
         reasons = " ".join(["", *passed_over])
         raise ValueError(f"there are no finished runs to report: run `velodrome race` first, or name the folder that holds them.{reasons}")
     curves = [curve(r) for r in chosen]
-    every = charged([trial(r, c) for r, c in zip(chosen, curves, strict=True)], chosen)
+    runs = [watched(r, c) for r, c in zip(chosen, curves, strict=True)]
+    every = charged([trial(r, c) for r, c in zip(chosen, curves, strict=True)], runs)
     trials = fastest(every, axis)
     score = speedups(trials, reference, axis)
-    more = place([watched(r, c) for r, c in zip(chosen, curves, strict=True)], reference, axis, score=score)
+    more = place(runs, reference, axis, score=score)
     climbed = ladder(trials, reference, axis, parameters(chosen))
     counted = set(map(id, trials))
     recipes = {id(t): str(r.recipe["algorithm"]) for r, t in zip(chosen, every, strict=True)}
@@ -99,7 +100,8 @@ def named(r: Record) -> str:
 def trials(records: Iterable[Record], axis: str) -> list[Trial]:
     """What the finished runs among `records` measured at the hard target, of each study the fastest; nothing is scored."""
     chosen, _ = one_version(usable(records)[0])
-    return fastest(charged([trial(r, curve(r)) for r in chosen], chosen), axis)
+    curves = [curve(r) for r in chosen]
+    return fastest(charged(list(map(trial, chosen, curves)), list(map(watched, chosen, curves))), axis)
 
 
 def parameters(records: Iterable[Record]) -> dict[str, int]:
@@ -121,13 +123,22 @@ def found_out(records: Sequence[Record], climbed: Ladder | None) -> list[str]:
 
 def watched(r: Record, c: Curve) -> Watched:
     """One run as it is read at several targets."""
-    return Watched(c.workload, named(r), c.seed, r.recipe["targets"], c.costs, c.valid, r.recipe["steps"], r.recipe.get("trial"))
+    return Watched(c.workload, named(r), c.seed, r.recipe["targets"], c.costs, c.valid, r.recipe["steps"], r.recipe.get("trial"), early(r))
+
+
+def early(r: Record) -> str:
+    """Why a run did not go on to its target or its budget: "failed", "hopeless", or "" for one that did."""
+    stopped = (r.result or {}).get("stopped")
+    return "failed" if failed(r.result) is not None else "hopeless" if stopped == "hopeless" else ""
 
 
 def place(runs: Sequence[Watched], reference: str, axis: str, notes: Sequence[str] = (), score: Score | None = None) -> Standing:
-    """What these runs say: speed-ups, other targets, all pairs, misses, variants, and tuning where one algorithm was raced with several options."""
-    every = targets.trials(runs)
+    """What these runs say: speed-ups, other targets, all pairs, misses, variants, and tuning where one algorithm was raced with several options; no
+    best of k where trials were ended as hopeless, because nobody knows when they would have come."""
+    every = {level: charged(ts, runs) for level, ts in targets.trials(runs).items()}
     pools, budget = settings(every["hard"])
+    cut = {(run.workload, run.algorithm) for run in runs if run.early == "hopeless"}
+    pools = {cell: pool for cell, pool in pools.items() if cell not in cut}
     by_level = {level: fastest(trials, axis) for level, trials in every.items()}
     return standing(by_level, reference, axis, pools=pools, budget=budget, notes=notes, score=score)
 
@@ -300,19 +311,23 @@ def trial(r: Record, c: Curve) -> Trial:
     return Trial(c.workload, named(r), c.seed, hit.reached, hit.cost, final, hit.at_start, r.recipe.get("trial"))
 
 
-def charged(trials: Sequence[Trial], records: Sequence[Record]) -> list[Trial]:
+def charged(trials: Sequence[Trial], runs: Sequence[Watched]) -> list[Trial]:
     """The same, where a failed run costs at least the whole budget at the reference's price of a step on that workload and seed: it may have spent
     nothing before it failed, and a miss without a cost would count for nothing. Nobody else's runs matter."""
-    reference = {(t.workload, t.seed): t for t in trials if t.algorithm == REFERENCE and t.cost.get("steps")}
+    bad = {(r.workload, r.algorithm, r.seed, r.trial) for r in runs if r.early == "failed"}
+    lost = [not t.reached and (t.workload, t.algorithm, t.seed, t.trial) in bad for t in trials]
+    reference = {
+        (t.workload, t.seed): t for t, no in zip(trials, lost, strict=True) if t.algorithm == REFERENCE and t.cost.get("steps") and not no
+    }
 
     def whole(t: Trial) -> dict[str, float]:
         other = reference.get((t.workload, t.seed))
         if other is None:
             return dict(t.cost)
         budget = t.cost["steps"] / other.cost["steps"]
-        return {axis: max(c, budget * other.cost.get(axis, 0.0)) for axis, c in t.cost.items()}
+        return {**t.cost, **{axis: max(t.cost.get(axis, 0.0), budget * c) for axis, c in other.cost.items()}}
 
-    return [t if t.reached or failed(r.result) is None else replace(t, cost=whole(t)) for t, r in zip(trials, records, strict=True)]
+    return [replace(t, cost=whole(t)) if no else t for t, no in zip(trials, lost, strict=True)]
 
 
 def broken(records: Iterable[Record]) -> list[str]:

@@ -40,7 +40,8 @@ class Measured:
         """As the score wants it."""
         r, c = self.record.recipe, self.columns
         costs = {axis: c[axis] for axis in AXES}
-        return Watched(r["workload"], collect.named(self.record), r["seed"], r["targets"], costs, c["valid"], r["steps"], r.get("trial"))
+        name, early = collect.named(self.record), collect.early(self.record)
+        return Watched(r["workload"], name, r["seed"], r["targets"], costs, c["valid"], r["steps"], r.get("trial"), early)
 
 
 def measured(root: Path, records: Sequence[Record]) -> tuple[list[Measured], list[str]]:
