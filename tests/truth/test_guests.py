@@ -14,7 +14,10 @@ import torch
 from tests import guests, tiny
 from tests.truth.test_protocol import entry, finish, timeless
 from velodrome.bench import fanout
+from velodrome.bench.protocol import Entry, drive
+from velodrome.bench.sources import DataWritten
 from velodrome.bench.supervisor import RENEW, Supervisor, note_turn
+from velodrome.recipes.parse import parse
 from velodrome.records.read import read, scan
 from velodrome.reports import collect
 
@@ -179,3 +182,18 @@ def test_a_failed_run_is_a_miss_that_costs_the_budget_at_the_references_price_in
     assert not ours.reached
     assert ours.cost.keys() == theirs.cost.keys() >= {"steps", "examples", "flops", "seconds"}
     assert all(ours.cost[axis] >= theirs.cost[axis] * ours.cost["steps"] / theirs.cost["steps"] * (1 - 1e-9) for axis in theirs.cost)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_of_runs_that_take_turns_the_one_that_wrote_the_data_is_found_and_no_other(seed, tmp_path):
+    work = tiny.tiny(50)
+    data = work.load()
+    entries = [Entry(work, data, parse(a), seed) for a in ("adamw", "lion", name("WritesSource"))]
+    runs = [drive(e, tmp_path, {}, lambda: False) for e in (entries if seed else entries[::-1])]
+    with pytest.raises(DataWritten):
+        while True:
+            for run in runs:
+                next(run)
+    for run in runs:
+        run.close()
+    assert [e.recipe.name for e in entries if (tmp_path / e.folder / "result.json").exists()] == [name("WritesSource")]

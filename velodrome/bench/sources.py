@@ -1,5 +1,5 @@
 """The data that runs of one process share: who has written it, and where. Version counters see every write but those through `.data` and NumPy; for those
-the content is compared, a part of it at every evaluation and all of it at the end."""
+the content is compared, all of it at every evaluation where it is small, else a part of it, and all of it at the end."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from velodrome.guard import digest, digest_on_device
 
 BLOCK = 1 << 18  # bytes that are compared at once
 BLOCKS = 1024  # at most: of a text of gigabytes, so many pieces evenly spread
+SMALL = 64  # blocks (16 MiB, milliseconds): then a write is found in the turn of the run that wrote, and nobody else is taken for it
 DEPTH = 6  # streams wrap streams
 
 
@@ -29,7 +30,7 @@ class Sources:
         self.versions = [(name, t, _version(t)) for name, t in tensors]
         self.blocks = [block for name, t in _distinct(tensors) for block in _blocks(name, t)]
         self.known = [_content(data) for _, data in self.blocks]
-        self.share = -(-len(self.blocks) // evaluations)
+        self.share = len(self.blocks) if len(self.blocks) <= SMALL else -(-len(self.blocks) // evaluations)
         self.next = 0
         self.drawn: tuple[Batch, int, int] | None = None
 
