@@ -219,7 +219,8 @@ def report(
     failed = {f: s for f, s in states.items() if s["state"] == "failed"}
     o = replace(o, out=_crew.fetched(o.out, states))
     for folder, s in failed.items():
-        say(f"{folder} failed: {s.get('note')} (traceback in {o.out / folder / 'error.txt'})")
+        trace = o.out / folder / "error.txt"  # none of a process that is gone
+        say(f"{folder} failed: {s.get('note')}" + (f" (traceback in {trace})" if trace.exists() else ""))
     records = [r for f in states if (r := read(o.out / f)).finished]  # a failed run has a result; one that the disk failed has none
     if not records:
         return 1
