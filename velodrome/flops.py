@@ -80,7 +80,7 @@ TOLD = {
     aten._linalg_solve_ex: _solve,
 }
 PERIODS = ("precondition_frequency", "preconditioning_compute_steps", "update_freq")  # options of groups: heavy work every so many steps
-LONGEST = 100  # updates that are counted at most
+LONGEST = 1000  # a cycle beyond that is not kept: every update is counted
 
 
 def counted(function: Callable[..., T], *args: Any) -> tuple[T, int]:
@@ -95,7 +95,7 @@ def counted(function: Callable[..., T], *args: Any) -> tuple[T, int]:
 def cycle(optimizer: torch.optim.Optimizer) -> int:
     """After how many updates the optimizer's work repeats, by the options of its groups that say so (`PERIODS`); 1 where none does."""
     found = [group[name] for group in optimizer.param_groups for name in PERIODS if isinstance(group.get(name), int)]
-    return min(LONGEST, math.lcm(*(n for n in found if n > 0)))
+    return math.lcm(*(n for n in found if n > 0))
 
 
 class Updates:
@@ -106,15 +106,23 @@ class Updates:
 
     def __init__(self, optimizer: torch.optim.Optimizer, known: int | Sequence[int | None] | None = None):
         self.cycle = cycle(optimizer)
-        size = 1 if self.cycle == 1 else 1 + self.cycle
+        self.each = self.cycle > LONGEST
+        size = 1 if self.cycle == 1 or self.each else 1 + self.cycle
         if isinstance(known, Sequence) and len(known) != size:
             known = None  # another optimizer's, or its period was changed
         self.known: list[int | None] = list(known) if isinstance(known, Sequence) else [known] * size
 
-    def place(self, number: int) -> int:
-        """Where the update of that number (from 1) stands in `known`."""
-        return 0 if self.cycle == 1 or number == 1 else 1 + number % self.cycle
+    def spend(self, number: int, update: Callable[[], Any]) -> int:
+        """Do the update of that number (from 1) and return its FLOPs, counted if they are not known."""
+        place = 0 if len(self.known) == 1 or number == 1 else 1 + number % self.cycle
+        flops = None if self.each else self.known[place]
+        if flops is not None:
+            update()
+            return flops
+        _, flops = counted(update)
+        self.known[place] = flops
+        return flops
 
     def state(self) -> int | list[int | None] | None:
         """For a checkpoint."""
-        return self.known[0] if self.cycle == 1 else list(self.known)
+        return None if self.each else self.known[0] if self.cycle == 1 else list(self.known)

@@ -11,6 +11,7 @@ measure, save) is outside it by construction, and a reader that writes parameter
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from inspect import signature
 from math import isfinite
 from time import perf_counter
@@ -279,28 +280,22 @@ def _update(
     seen: Footprint | None = None,
 ) -> int:
     """The update of that `number`, clear the gradients, and return the FLOPs: counted or known, or of the gradients that a closure added."""
+
+    def once() -> int:
+        if closure is None:
+            return cost.spend(number, partial(step_once, optimizer, loss))
+        optimizer.step(closure)
+        return closure.flops
+
     if seen is None or seen.update:
-        _update_counted(optimizer, loss, cost, number, closure)
+        flops = once()
     else:
         gradients = held(p.grad for p in seen.params)
         with Peak() as peak:
-            _update_counted(optimizer, loss, cost, number, closure)
+            flops = once()
         seen.update_seen(peak, gradients)
-    optimizer_flops = cost.known[cost.place(number)] if closure is None else closure.flops
-    assert optimizer_flops is not None
     optimizer.zero_grad()
-    return optimizer_flops
-
-
-def _update_counted(optimizer: torch.optim.Optimizer, loss: float | None, cost: Updates, number: int, closure: "_Closure | None") -> None:
-    """One update, its FLOPs counted if they are not known."""
-    place = cost.place(number)
-    if closure is not None:
-        optimizer.step(closure)
-    elif cost.known[place] is None:
-        _, cost.known[place] = counted(step_once, optimizer, loss)
-    else:
-        step_once(optimizer, loss)
+    return flops
 
 
 def _footprint(counters: Counters, optimizer: torch.optim.Optimizer, model: nn.Module | None) -> Footprint | None:

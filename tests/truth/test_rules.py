@@ -170,6 +170,13 @@ def test_an_algorithm_without_a_learning_rate_has_one_trial():
     assert [len(group) for group in external.entrants([f"{tiny.__file__}:Rateless(schedule='constant')", "adamw"], 0, 3)] == [2, 1, 1]
 
 
+@pytest.mark.parametrize("spaces", [["muon:lr=1|2", "muon:lr=3|4"], ["lr=1|2", "momentum=0.8|0.9"]])
+def test_a_second_space_for_the_same_algorithm_is_refused_and_replaces_nothing(spaces):
+    with pytest.raises(ValueError, match="two spaces"):
+        asked("external", 2, spaces, ["adamw", "muon"])
+    assert asked("external", 2, ["lr=1|2", "muon:lr=3|4"], ["adamw", "muon"])["spaces"] == {"adamw": "lr=1|2", "muon": "lr=3|4"}
+
+
 def test_the_rules_of_the_command_are_read_before_anything_is_trained(tmp_path):
     (tmp_path / "s.json").write_text(json.dumps({"lr": [0.1, 0.2]}))
     plan = asked("external", None, ["lr=1..2", f"lion:{tmp_path / 's.json'}"], ["muon", "lion"])

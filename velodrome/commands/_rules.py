@@ -27,6 +27,8 @@ def spaces_of(texts: Sequence[str], algorithms: Sequence[str]) -> dict[str, Any]
     own: dict[str, Any] = {}
     for text in texts:
         name = next((a for a in sorted(algorithms, key=len, reverse=True) if text.startswith(f"{a}:")), None)
+        if name in own or (name is None and found):
+            raise ValueError(f"two spaces for {name or 'all algorithms'}, got {text!r} as well: write OPTION=…,OPTION=… in one --space.")
         if name is not None:
             own[name] = content(text[len(name) + 1 :])
         else:
