@@ -70,7 +70,8 @@ def rehearse(w: Workload) -> Data:
 def _on(
     device: str, w: Workload, model: nn.Module, batch: Batch, valid: Batch, labels: dict[str, list[Tensor]], name: str
 ) -> ValueError | None:
-    """What goes wrong on a device, or None."""
+    """What goes wrong on a device, or None. Modules are left in the modes they had: a workload may put the same ones into every model it makes."""
+    modes = {m: m.training for m in model.modules()}
     try:
         model.to(device).eval()
         _train(w, model, batch.part(0, EXAMPLES).to(device), labels, name)
@@ -79,6 +80,8 @@ def _on(
         return error
     finally:
         model.zero_grad()
+        for m, mode in modes.items():
+            m.training = mode
     return None
 
 
