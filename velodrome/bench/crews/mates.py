@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from velodrome.bench.supervisor import RENEW, TURN, note_turn
 from velodrome.data.stream import Batch
 from velodrome.gradients.backward import Backward
 
@@ -37,7 +38,6 @@ DTYPES = (
     torch.bool,
 )
 HEADER, LEAVE = 24, -1  # numbers in a command; the one that sends a mate away
-RENEW = 75  # exit code of a worker that asks to be replaced (sysexits.h: temporary failure)
 
 
 class MateLost(Exception):
@@ -122,6 +122,7 @@ class Shared:
             return self._together(batch, weight)
         except MateLost as lost:  # nobody's mistake, so no algorithm gets to see it: a new worker goes on from the checkpoint
             print(lost, file=sys.stderr, flush=True)
+            note_turn(int(os.environ[TURN]) if TURN in os.environ else None)  # the run that was on did not do it
             os._exit(RENEW)
 
     def _together(self, batch: Batch, weight: float) -> Tensor:
